@@ -1,0 +1,157 @@
+"""From command-line overrides to one typed configuration, or one clear line about what is wrong with them."""
+
+import contextlib
+import difflib
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from importlib import resources
+from typing import Any
+
+from hydra import compose, initialize_config_module
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from conf.errors import UserError
+from conf.rules import check
+from conf.schema import CHOICES, COMMANDS
+
+
+def _register() -> None:
+    store = ConfigStore.instance()
+    for name, schema in COMMANDS.items():
+        store.store(group="schema/command", name=name, node=schema, package="_global_")
+    for group, choices in CHOICES.items():
+        for name, schema in choices.items():
+            store.store(group=f"schema/{group}", name=name, node=schema)
+
+
+def compose_config(command: str, overrides: list[str]) -> Any:
+    """Compose and check the configuration of one command.
+
+    Args:
+        command: A name in `conf.schema.COMMANDS`.
+        overrides: Hydra overrides, `group=choice` or `key=value`.
+
+    Returns:
+        An instance of the command's dataclass, its cross-field rules checked.
+
+    Raises:
+        UserError: An unknown setting, a wrong type, a missing value or a combination that cannot work.
+    """
+    config = _compose(command, overrides)
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing:
+        doc = dict(_settings(COMMANDS[command])).get(missing[0], "")
+        raise UserError(
+            missing[0], f"is missing ({doc})" if doc else "is missing", f"give {missing[0]}=..."
+        )
+    typed = OmegaConf.to_object(config)
+    check(typed)
+    return typed
+
+
+def config_yaml(typed: Any) -> str:
+    """The resolved configuration as YAML, as it is kept with a run."""
+    return OmegaConf.to_yaml(OmegaConf.structured(typed), resolve=True)
+
+
+def settings_help(command: str, overrides: list[str]) -> list[tuple[str, str, str]]:
+    """Every setting of a command as (name, value, meaning); missing values read `required`."""
+    config = _compose(command, overrides)
+    rows = []
+    for name, doc in _settings(OmegaConf.get_type(config), config):
+        missing = name in OmegaConf.missing_keys(config)
+        value = "required" if missing else OmegaConf.select(config, name)
+        rows.append((name, str(getattr(value, "value", value)), doc))
+    return rows
+
+
+def _compose(command: str, overrides: list[str]) -> DictConfig:
+    _register()
+    for override in overrides:
+        _check_name(command, override)
+    try:
+        return _hydra_compose(command, overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise _explain(command, overrides, error) from None
+
+
+def _hydra_compose(command: str, overrides: list[str]) -> DictConfig:
+    with initialize_config_module("conf", version_base="1.3"):
+        return compose(command, overrides)
+
+
+def _check_name(command: str, override: str) -> None:
+    """Refuse an unknown setting or choice by name, with the nearest known one."""
+    name, _, value = override.partition("=")
+    choices = group_choices(name)
+    known = [setting for setting, _ in _settings(COMMANDS[command])]
+    if choices and any(s == name or s.startswith(f"{name}.") for s in (*known, "experiment")):
+        if value not in choices:
+            raise UserError(
+                override, "there is no such choice", f"choose one of {', '.join(choices)}"
+            )
+    elif name not in known:
+        close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+        remedy = (
+            f"did you mean {close[0]}?" if close else f"`ldm {command} --help` lists the settings"
+        )
+        raise UserError(override, "there is no such setting", remedy)
+
+
+def group_choices(group: str) -> list[str]:
+    """The choices of a config group, which are the YAML files in the folder of its name."""
+    folder = resources.files("conf") / group
+    if not group.isidentifier() or not folder.is_dir():
+        return []
+    return sorted(
+        file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml")
+    )
+
+
+def _explain(command: str, overrides: list[str], error: Exception) -> UserError:
+    """Name the override that Hydra or OmegaConf refused: the one without which composition succeeds."""
+    meanings = dict(_settings(COMMANDS[command]))
+    wrong = _first_line(error.__cause__ or error)
+    for i, override in enumerate(overrides):
+        with contextlib.suppress(HydraException, OmegaConfBaseException):
+            _hydra_compose(command, overrides[:i] + overrides[i + 1 :])
+            name = override.partition("=")[0]
+            return UserError(override, wrong, f"{name} is: {meanings.get(name, 'a choice')}")
+    return UserError(" ".join(overrides) or command, wrong, f"see `ldm {command} --help`")
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0].strip()
+
+
+def _settings(
+    schema: type, config: DictConfig | None = None, prefix: str = ""
+) -> Iterator[tuple[str, str]]:
+    """Names and meanings of all settings; a group with choices is looked up in `config`, or else lists them all."""
+    for item in fields(schema):
+        name = f"{prefix}{item.name}"
+        nested = item.type
+        if isinstance(nested, type) and is_dataclass(nested):
+            if config is not None:
+                actual = OmegaConf.get_type(OmegaConf.select(config, name))
+                yield from _settings(actual or nested, config, f"{name}.")
+                continue
+            for choice in (nested, *CHOICES.get(item.name, {}).values()):
+                yield from _settings(choice, None, f"{name}.")
+        else:
+            yield name, item.metadata.get("doc", "")
+
+
+def config_dict(typed: Any) -> dict[str, Any]:
+    """The resolved configuration as plain values, enums by name."""
+    content: dict[str, Any] = OmegaConf.to_container(OmegaConf.structured(typed), enum_to_str=True)  # type: ignore[assignment]
+    return content
+
+
+def parse_yaml(text: str) -> dict[str, Any]:
+    """Read back what `config_yaml` wrote, as plain values."""
+    content: dict[str, Any] = OmegaConf.to_container(OmegaConf.create(text))  # type: ignore[assignment]
+    return content

@@ -1,0 +1,408 @@
+"""The typed configuration: every setting, its type, its default and its meaning.
+
+YAML files hold values only; a key that is not here is refused when the configuration is composed. Groups with several
+choices have a base class and a subclass a choice, told apart by `kind`. Imports no torch.
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+
+def setting(doc: str, default: Any = "???") -> Any:
+    """A field with its meaning, for `--help`. `???` is OmegaConf's mark for a value that the user must give."""
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: type(default)(default), metadata={"doc": doc})
+    return field(default=default, metadata={"doc": doc})
+
+
+def group(config: type, doc: str) -> Any:
+    """A nested group of settings, with its defaults."""
+    return field(default_factory=config, metadata={"doc": doc})
+
+
+class Split(Enum):
+    all = "all"
+    train = "train"
+    held_out = "held_out"
+
+
+class ScheduleKind(Enum):
+    linear = "linear"
+    scaled_linear = "scaled_linear"
+    cosine = "cosine"
+
+
+class Prediction(Enum):
+    epsilon = "epsilon"
+    x0 = "x0"
+    velocity = "velocity"
+
+
+class SamplerKind(Enum):
+    ddim = "ddim"
+    ddpm = "ddpm"
+
+
+class EngineKind(Enum):
+    single = "single"
+    ddp = "ddp"
+    zero1 = "zero1"
+    zero2 = "zero2"
+
+
+class Precision(Enum):
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
+class Decay(Enum):
+    constant = "constant"
+    cosine = "cosine"
+
+
+class LatentDtype(Enum):
+    float16 = "float16"
+    float32 = "float32"
+
+
+class TrackingKind(Enum):
+    offline = "offline"
+    online = "online"
+    off = "off"
+
+
+class DemoRecipe(Enum):
+    emoji = "emoji"
+    emoji_hour = "emoji_hour"
+    emoji_tiny = "emoji_tiny"
+
+
+# --- groups -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True, slots=True)
+class SourceConfig:
+    """Where image-caption pairs come from."""
+
+    kind: str = setting("which source this is")
+
+
+@dataclass(kw_only=True, slots=True)
+class OpenMojiSource(SourceConfig):
+    """OpenMoji's colour emoji, rasterised; captions are the names of the `emoji` package."""
+
+    kind: str = setting("which source this is", "openmoji")
+    split: Split = setting(
+        "train, held_out (no emoji of it, in any skin tone, is in train) or all", Split.all
+    )
+    held_out_share: float = setting(
+        "share of the emoji that are held out, skin tones counted as one", 0.1
+    )
+
+
+@dataclass(kw_only=True, slots=True)
+class FolderSource(SourceConfig):
+    """A folder of images with captions in .txt files of the same name beside them."""
+
+    kind: str = setting("which source this is", "folder")
+    path: str = setting("URL of the folder; read with its subfolders")
+
+
+@dataclass(kw_only=True, slots=True)
+class AutoencoderConfig:
+    """Stage one: images to latents and back."""
+
+    kind: str = setting("which autoencoder this is")
+
+
+@dataclass(kw_only=True, slots=True)
+class KLAutoencoderConfig(AutoencoderConfig):
+    """The KL autoencoder of Rombach et al. 2022, to be trained."""
+
+    kind: str = setting("which autoencoder this is", "kl")
+    latent_channels: int = setting("channels of a latent", 4)
+    channels: int = setting("channels of the first level", 128)
+    channel_mult: list[int] = setting(
+        "channels of each level, in multiples of the first; one level halves the size", [1, 2, 4, 4]
+    )
+    res_blocks: int = setting("residual blocks a level in the encoder; the decoder has one more", 2)
+    attention: bool = setting("self-attention in the middle block", True)
+    patch_size: int = setting(
+        "pixels to a side that the first layer folds into channels; 1 is the paper's", 1
+    )
+    norm_groups: int = setting("groups of every GroupNorm", 32)
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainedAutoencoderConfig(AutoencoderConfig):
+    """An autoencoder that `ldm autoencoder` has trained."""
+
+    kind: str = setting("which autoencoder this is", "trained")
+    url: str = setting("URL of the `ldm autoencoder` run")
+
+
+@dataclass(kw_only=True, slots=True)
+class TextEncoderConfig:
+    """A transformers text encoder in a local folder, used token by token."""
+
+    path: str = setting(
+        "folder, or package://NAME/FOLDER for one that an installed Python package ships"
+    )
+    max_length: int = setting("longest caption in tokens; longer ones are cut and counted", 77)
+
+
+@dataclass(kw_only=True, slots=True)
+class UNetConfig:
+    """The denoiser: the text-conditional UNet of Rombach et al. 2022."""
+
+    channels: int = setting("channels of the first level", 320)
+    channel_mult: list[int] = setting(
+        "channels of each level, in multiples of the first", [1, 2, 4, 4]
+    )
+    res_blocks: int = setting("residual blocks a level on the way down; one more on the way up", 2)
+    attention_levels: list[int] = setting(
+        "levels, from 0, that have self- and cross-attention", [0, 1, 2]
+    )
+    transformer_depth: int = setting("transformer blocks after each residual block", 1)
+    head_channels: int = setting("channels of one attention head", 64)
+    norm_groups: int = setting("groups of every GroupNorm", 32)
+    dropout: float = setting("dropout in the residual blocks", 0.0)
+    pooled_text: bool = setting(
+        "add the mean of the text embeddings to the timestep embedding", False
+    )
+
+
+@dataclass(kw_only=True, slots=True)
+class DiffusionConfig:
+    """The forward process and what the denoiser predicts."""
+
+    schedule: ScheduleKind = setting("noise schedule", ScheduleKind.scaled_linear)
+    num_timesteps: int = setting("timesteps of the discrete process", 1000)
+    beta_start: float = setting("first beta of the linear schedules", 0.00085)
+    beta_end: float = setting("last beta of the linear schedules", 0.012)
+    prediction: Prediction = setting("what the denoiser predicts", Prediction.epsilon)
+    caption_dropout: float = setting("share of captions replaced by the empty one in training", 0.1)
+
+
+@dataclass(kw_only=True, slots=True)
+class SamplerConfig:
+    """From noise to latents."""
+
+    kind: SamplerKind = setting("ddim or ddpm", SamplerKind.ddim)
+    steps: int = setting("denoiser evaluations", 50)
+    guidance_scale: float = setting("classifier-free guidance; 1 is none", 7.5)
+    eta: float = setting("DDIM's noise: 0 is deterministic, 1 is DDPM's", 0.0)
+
+
+@dataclass(kw_only=True, slots=True)
+class OptimizerConfig:
+    """AdamW with a learning rate that is a function of the samples seen."""
+
+    lr: float = setting("peak learning rate", 1e-4)
+    betas: list[float] = setting("decay of the first and second moments", [0.9, 0.999])
+    eps: float = setting("added to the denominator", 1e-8)
+    weight_decay: float = setting("decoupled weight decay", 0.01)
+    warmup_samples: int = setting("samples over which the learning rate rises from 0", 10_000)
+    decay: Decay = setting("what follows the warm-up", Decay.constant)
+    clip_norm: float = setting("gradients are scaled down to this global norm; 0 is off", 1.0)
+
+
+@dataclass(kw_only=True, slots=True)
+class EngineConfig:
+    """How training is spread over ranks."""
+
+    kind: EngineKind = setting("single, ddp, or DeepSpeed's zero1 and zero2", EngineKind.single)
+    precision: Precision = setting(
+        "bf16 autocasts the forward pass; weights and optimizer stay fp32", Precision.bf16
+    )
+
+
+@dataclass(kw_only=True, slots=True)
+class ClusterConfig:
+    """Where the command runs."""
+
+    kind: str = setting("local: processes on this machine", "local")
+    processes: int = setting("ranks to start", 1)
+    port: int = setting("port of the rendezvous; 0 takes a free one", 0)
+
+
+@dataclass(kw_only=True, slots=True)
+class CheckpointConfig:
+    """When the state of a run is kept."""
+
+    every_samples: int = setting("samples between checkpoints", 100_000)
+    keep_last: int = setting("checkpoints kept; older ones are removed", 2)
+
+
+@dataclass(kw_only=True, slots=True)
+class TrackingConfig:
+    """The record of a run: metrics.jsonl always, Weights & Biases beside it."""
+
+    kind: TrackingKind = setting(
+        "offline writes a W&B run to disk, online sends it, off leaves only metrics.jsonl",
+        TrackingKind.offline,
+    )
+    project: str = setting("W&B project", "latent-foundry")
+    log_every_samples: int = setting("samples between two lines of metrics", 1000)
+
+
+@dataclass(kw_only=True, slots=True)
+class DataConfig:
+    """The dataset that a command reads."""
+
+    url: str = setting("URL of the dataset")
+    seed: int = setting("seed of the order of samples", 0)
+    block_shards: int = setting("shards whose samples are shuffled together", 16)
+    threads: int = setting("reading threads of a rank", 2)
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainingConfig:
+    """How long and from what seed."""
+
+    samples: int = setting("samples to train on, counted over all ranks and epochs")
+    seed: int = setting("seed of weights, noise, timesteps and caption dropout", 0)
+    ema_half_life: int = setting(
+        "half-life of the averaged weights in samples; at most a tenth of the samples seen so far",
+        500_000,
+    )
+
+
+# --- commands ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True, slots=True)
+class ShardCommand:
+    """Turn a source of image-caption pairs into a dataset of WebDataset shards."""
+
+    out: str = setting("URL of the dataset to write")
+    source: SourceConfig = group(SourceConfig, "where the pairs come from")
+    size: int = setting("side of the square images in pixels", 64)
+    shard_samples: int = setting("samples a shard", 512)
+    processes: int = setting("shards made at the same time; 0 is one a core", 0)
+
+
+@dataclass(kw_only=True, slots=True)
+class AutoencoderCommand:
+    """Train stage one on a dataset of images."""
+
+    out: str = setting("URL of the run to write")
+    data: DataConfig = group(DataConfig, "the dataset of images")
+    autoencoder: AutoencoderConfig = group(AutoencoderConfig, "the model")
+    kl_weight: float = setting("weight of the KL term against the reconstruction", 1e-6)
+    train: TrainingConfig = group(TrainingConfig, "length and seed")
+    batch_size: int = setting("samples of one optimizer step, over all ranks", 64)
+    micro_batch_size: int | None = setting(
+        "samples of one forward pass of a rank; null is batch_size over ranks", None
+    )
+    optimizer: OptimizerConfig = group(OptimizerConfig, "AdamW")
+    engine: EngineConfig = group(EngineConfig, "ranks and precision")
+    cluster: ClusterConfig = group(ClusterConfig, "where it runs")
+    checkpoint: CheckpointConfig = group(CheckpointConfig, "when state is kept")
+    tracking: TrackingConfig = group(TrackingConfig, "the record")
+
+
+@dataclass(kw_only=True, slots=True)
+class CacheCommand:
+    """Encode a dataset of images to a dataset of latents and text embeddings."""
+
+    out: str = setting("URL of the dataset to write")
+    data: DataConfig = group(DataConfig, "the dataset of images")
+    autoencoder: AutoencoderConfig = group(AutoencoderConfig, "the trained autoencoder")
+    text_encoder: TextEncoderConfig = group(TextEncoderConfig, "the text encoder")
+    dtype: LatentDtype = setting(
+        "number format of moments and text embeddings", LatentDtype.float16
+    )
+    micro_batch_size: int = setting("images encoded at once", 64)
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainCommand:
+    """Train the denoiser on a dataset of latents."""
+
+    out: str = setting("URL of the run to write")
+    data: DataConfig = group(DataConfig, "the dataset of latents")
+    unet: UNetConfig = group(UNetConfig, "the denoiser")
+    diffusion: DiffusionConfig = group(DiffusionConfig, "the forward process")
+    train: TrainingConfig = group(TrainingConfig, "length and seed")
+    batch_size: int = setting("samples of one optimizer step, over all ranks", 256)
+    micro_batch_size: int | None = setting(
+        "samples of one forward pass of a rank; null is batch_size over ranks", None
+    )
+    optimizer: OptimizerConfig = group(OptimizerConfig, "AdamW")
+    engine: EngineConfig = group(EngineConfig, "ranks and precision")
+    cluster: ClusterConfig = group(ClusterConfig, "where it runs")
+    checkpoint: CheckpointConfig = group(CheckpointConfig, "when state is kept")
+    tracking: TrackingConfig = group(TrackingConfig, "the record")
+
+
+@dataclass(kw_only=True, slots=True)
+class SampleCommand:
+    """Turn prompts into images."""
+
+    checkpoint: str = setting("URL of an `ldm train` run")
+    prompts: Any = setting(
+        "a list ['red apple','a cat'], or the URL of a text file with a prompt a line"
+    )
+    out: str = setting("URL of the folder for grid.png and one PNG an image")
+    sampler: SamplerConfig = group(SamplerConfig, "how to sample")
+    images_per_prompt: int = setting("images of each prompt", 1)
+    seed: int = setting("seed of the noise", 0)
+
+
+@dataclass(kw_only=True, slots=True)
+class EvaluateCommand:
+    """Measure a run on images that it was not trained on."""
+
+    checkpoint: str = setting("URL of an `ldm train` run")
+    data: DataConfig = group(DataConfig, "the dataset of held-out images")
+    out: str = setting("URL of the folder for evaluation.json and reconstructions.png")
+    samples: int = setting("images to use; 0 is all", 0)
+    draws: int = setting("noise and timestep draws an image, stratified over timesteps", 8)
+    seed: int = setting("seed of noise and timesteps", 0)
+
+
+@dataclass(kw_only=True, slots=True)
+class ReportCommand:
+    """Show a run as one HTML page and one picture."""
+
+    run: str = setting("URL of an `ldm train` run")
+    tracking: TrackingConfig = group(TrackingConfig, "the record")
+
+
+@dataclass(kw_only=True, slots=True)
+class VerifyCommand:
+    """Read a dataset end to end against its manifest and name what is broken."""
+
+    data: DataConfig = group(DataConfig, "the dataset")
+
+
+@dataclass(kw_only=True, slots=True)
+class DemoCommand:
+    """Run every stage on OpenMoji's emoji, offline, on a CPU."""
+
+    out: str = setting("folder for everything that the demo makes", "demo")
+    recipe: DemoRecipe = setting(
+        "emoji: ten minutes on two cores; emoji_hour: an hour; emoji_tiny: a check of the machinery",
+        DemoRecipe.emoji,
+    )
+    processes: int = setting("ranks that train the denoiser", 2)
+
+
+COMMANDS: dict[str, type] = {
+    "demo": DemoCommand,
+    "shard": ShardCommand,
+    "verify": VerifyCommand,
+    "autoencoder": AutoencoderCommand,
+    "cache": CacheCommand,
+    "train": TrainCommand,
+    "sample": SampleCommand,
+    "evaluate": EvaluateCommand,
+    "report": ReportCommand,
+}
+
+CHOICES: dict[str, dict[str, type]] = {
+    "source": {"openmoji": OpenMojiSource, "folder": FolderSource},
+    "autoencoder": {"kl": KLAutoencoderConfig, "trained": TrainedAutoencoderConfig},
+}

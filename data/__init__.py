@@ -1,0 +1,1 @@
+"""Datasets: storage, shards, manifests, order and reading. Works in bytes and numpy; imports no torch."""

@@ -1,0 +1,59 @@
+"""Who a prefix belongs to: one file says what is being made there, and anything else is refused."""
+
+import json
+from typing import Any
+
+from conf.errors import UserError
+from data.manifest import canonical_json
+from data.storage import Prefix
+
+SETTINGS = "settings.json"
+
+
+def claim(out: Prefix, settings: dict[str, Any]) -> bool:
+    """Take a prefix for the work that `settings` describe; any number of processes may do so at once.
+
+    Args:
+        out: Where the work's results go.
+        settings: All that decides the results, JSON-ready.
+
+    Returns:
+        True if it was free, False if it was claimed for the same work before.
+
+    Raises:
+        UserError: It is claimed for other work; names the first difference.
+    """
+    wanted = canonical_json(settings)
+    try:
+        out.create(SETTINGS, wanted)
+    except FileExistsError:
+        there = out.read(SETTINGS)
+        if there == wanted:
+            return False
+        name, old, new = first_difference(json.loads(there), json.loads(wanted))
+        raise UserError(
+            f"out={out.url}",
+            f"holds other work: there {name} is {str(old)[:80]}, asked for was {str(new)[:80]}",
+            "choose another out, or the settings of what is there",
+        ) from None
+    return True
+
+
+def claimed(out: Prefix) -> dict[str, Any] | None:
+    """The settings that a prefix was claimed with, or None."""
+    try:
+        settings: dict[str, Any] = json.loads(out.read(SETTINGS))
+    except FileNotFoundError:
+        return None
+    return settings
+
+
+def first_difference(there: Any, wanted: Any, name: str = "") -> tuple[str, Any, Any]:
+    """The first setting, by dotted name, in which two differ, with both values."""
+    if isinstance(there, dict) and isinstance(wanted, dict):
+        for key in sorted({*there, *wanted}):
+            if there.get(key) != wanted.get(key):
+                return first_difference(
+                    there.get(key), wanted.get(key), f"{name}.{key}".lstrip(".")
+                )
+    return name, there, wanted

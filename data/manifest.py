@@ -1,0 +1,207 @@
+"""The manifest: what a dataset holds, what its numbers mean, and the hashes that pin both."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from conf.errors import UserError
+from data.storage import Prefix
+
+FORMAT = 1
+NAME = "manifest.json"
+
+
+def sha256(content: bytes) -> str:
+    """Hex SHA-256."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def canonical_json(value: Any) -> bytes:
+    """JSON with one spelling for one value, for hashing."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One shard as the manifest pins it."""
+
+    name: str
+    samples: int
+    bytes: int
+    sha256: str
+    index_sha256: str
+
+    @property
+    def tar(self) -> str:
+        """Name of the tar within the dataset."""
+        return f"shards/{self.name}.tar"
+
+    @property
+    def index(self) -> str:
+        """Name of the index within the dataset."""
+        return f"index/{self.name}.npy"
+
+
+@dataclass(frozen=True, slots=True)
+class LatentSpec:
+    """What the numbers of a latent dataset mean.
+
+    A final latent is (z - shift) * scale per channel, where z is drawn from the stored mean and log-variance.
+
+    Args:
+        channels: Latent channels C; the stored moments have 2C.
+        size: Height and width of a latent.
+        downsampling: Pixels to a side of one latent pixel.
+        dtype: Number format in the shards.
+        autoencoder: Fingerprint of the autoencoder's weights.
+        mean: Measured mean of z per channel.
+        std: Measured standard deviation of z per channel.
+        shift: Subtracted per channel.
+        scale: Then multiplied per channel.
+    """
+
+    channels: int
+    size: int
+    downsampling: int
+    dtype: str
+    autoencoder: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    shift: tuple[float, ...]
+    scale: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TextSpec:
+    """What the text embeddings of a latent dataset mean.
+
+    Args:
+        encoder: Fingerprint of the text encoder and its tokenizer.
+        width: Channels of an embedding.
+        max_length: Longest caption in tokens.
+        dtype: Number format in the shards.
+        empty_sha256: Hash of the empty caption's embedding, which lies in `empty.text.npy`.
+    """
+
+    encoder: str
+    width: int
+    max_length: int
+    dtype: str
+    empty_sha256: str
+
+
+EMPTY_TEXT = "empty.text.npy"
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """A dataset.
+
+    Args:
+        kind: `images` or `latents`.
+        members: Extensions of a sample's members, in the order of the index's columns.
+        shards: The shards, in order.
+        identity: Hash of what the dataset was asked to be: source, settings, parents. Known before the work starts.
+        settings: The same in words, for people.
+        parent: Fingerprint of the dataset that this one was made from.
+        latents: For latents, what the moments mean.
+        text: For latents, what the text embeddings mean.
+        origins: URLs of what it was made from, as hints; they carry no weight in the fingerprint.
+    """
+
+    kind: str
+    members: tuple[str, ...]
+    shards: tuple[Shard, ...]
+    identity: str
+    settings: dict[str, Any]
+    parent: str | None = None
+    latents: LatentSpec | None = None
+    text: TextSpec | None = None
+    origins: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def samples(self) -> int:
+        """Samples over all shards."""
+        return sum(shard.samples for shard in self.shards)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the content: every shard's hash and what the numbers mean, but no URL."""
+        content = asdict(self)
+        for hint in ("origins", "settings", "identity"):
+            del content[hint]
+        return sha256(canonical_json({"format": FORMAT, **content}))
+
+    def to_json(self) -> bytes:
+        """The file as it is stored."""
+        content = {
+            "format": FORMAT,
+            "fingerprint": self.fingerprint,
+            "samples": self.samples,
+            **asdict(self),
+        }
+        return json.dumps(content, indent=1, ensure_ascii=False).encode() + b"\n"
+
+
+def parse_manifest(content: bytes, where: str) -> Manifest:
+    """Read a manifest and check that it is whole.
+
+    Raises:
+        UserError: It is no manifest, of a newer format, or its fingerprint is not that of its content.
+    """
+    try:
+        raw = json.loads(content)
+        if raw["format"] != FORMAT:
+            raise UserError(
+                where, f"has format {raw['format']}", f"this version reads format {FORMAT}"
+            )
+        manifest = Manifest(
+            kind=raw["kind"],
+            members=tuple(raw["members"]),
+            shards=tuple(Shard(**shard) for shard in raw["shards"]),
+            identity=raw["identity"],
+            settings=raw["settings"],
+            parent=raw["parent"],
+            latents=_spec(LatentSpec, raw["latents"]),
+            text=_spec(TextSpec, raw["text"]),
+            origins=raw["origins"],
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(where, f"is no manifest ({error})", "make the dataset again") from error
+    if manifest.fingerprint != raw["fingerprint"]:
+        raise UserError(where, "was changed after it was written", "make the dataset again")
+    return manifest
+
+
+def load_manifest(prefix: Prefix, kind: str) -> Manifest:
+    """The manifest of a dataset of the wanted kind.
+
+    Raises:
+        UserError: There is no dataset, or one of another kind.
+    """
+    try:
+        content = prefix.read(NAME)
+    except FileNotFoundError:
+        raise UserError(
+            f"{prefix.setting}={prefix.url}",
+            f"holds no dataset (there is no {NAME})",
+            "give the `out` of a finished `ldm shard` or `ldm cache`",
+        ) from None
+    manifest = parse_manifest(content, f"{prefix.url}/{NAME}")
+    if kind not in ("any", manifest.kind):
+        command = {"images": "shard", "latents": "cache"}[kind]
+        raise UserError(
+            f"{prefix.setting}={prefix.url}",
+            f"is a dataset of {manifest.kind}, and {kind} are needed",
+            f"give the `out` of `ldm {command}`",
+        )
+    return manifest
+
+
+def _spec(kind: Any, raw: dict[str, Any] | None) -> Any:
+    if raw is None:
+        return None
+    return kind(
+        **{name: tuple(value) if isinstance(value, list) else value for name, value in raw.items()}
+    )

@@ -1,0 +1,136 @@
+"""What a person sees of a long command: a bar on a terminal, a line every so often in a log, and a summary kept."""
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from data.storage import Prefix
+
+SECONDS_BETWEEN_LINES = 10.0
+SUMMARY = "summary.json"
+
+
+def say(text: str) -> None:
+    """Print one line at once, whatever stands behind standard output."""
+    print(text, flush=True)
+
+
+class Meter:
+    """Counts what is done and shows it.
+
+    Args:
+        name: What is being done.
+        total: Samples in all.
+        done: Samples done before, by an earlier run of the same command.
+        unit: What is counted.
+        shown: False on all ranks but one.
+    """
+
+    def __init__(self, name: str, total: int, done: int, unit: str, shown: bool) -> None:
+        self.name, self.total, self.done, self.unit, self.shown = name, total, done, unit, shown
+        self.first = done
+        self.started = self.printed = time.perf_counter()
+        self.bar = _bar() if shown and sys.stdout.isatty() else None
+        if self.bar:
+            self.task = self.bar.add_task(name, total=total, completed=done, note="")
+            self.bar.start()
+
+    @property
+    def rate(self) -> float:
+        """Samples per second since the start of this process's part."""
+        return (self.done - self.first) / max(time.perf_counter() - self.started, 1e-9)
+
+    def advance(self, count: int, note: str = "") -> None:
+        """Count `count` more samples; `note` stands beside the bar."""
+        self.done += count
+        if not self.shown:
+            return
+        shown_note = f"{self.rate:,.0f} {self.unit}/s {note}"
+        if self.bar:
+            self.bar.update(self.task, completed=self.done, note=shown_note)
+        elif time.perf_counter() - self.printed > SECONDS_BETWEEN_LINES:
+            self.printed = time.perf_counter()
+            left = (self.total - self.done) / max(self.rate, 1e-9)
+            say(
+                f"{self.name}: {self.done:,} of {self.total:,} {self.unit}, {shown_note}, {left:,.0f} s to go"
+            )
+
+    def close(self) -> None:
+        """Take the bar off the screen."""
+        if self.bar:
+            self.bar.stop()
+
+
+@contextmanager
+def progress(
+    name: str, total: int, done: int = 0, unit: str = "images", shown: bool = True
+) -> Iterator[Meter]:
+    """A `Meter` for the length of a block."""
+    meter = Meter(name, total, done, unit, shown)
+    try:
+        yield meter
+    finally:
+        meter.close()
+
+
+def write_summary(
+    out: Prefix, command: str, samples: int, seconds: float, peak_memory: int, **more: Any
+) -> None:
+    """Add this process's part of a command to the record that lies beside its output, and print it.
+
+    Args:
+        out: Where the command wrote.
+        command: The command's name.
+        samples: Samples that it worked on.
+        seconds: Wall-clock seconds.
+        peak_memory: Bytes, over all of the command's processes.
+        more: Further figures, JSON-ready.
+    """
+    part = {
+        "command": command,
+        "samples": samples,
+        "seconds": round(seconds, 3),
+        "peak_memory": peak_memory,
+        **more,
+    }
+    parts = [*read_summary(out), part]
+    out.write(SUMMARY, json.dumps(parts, indent=1).encode() + b"\n")
+    rate = samples / max(seconds, 1e-9)
+    say(
+        f"{command}: {samples:,} images in {seconds:,.1f} s ({rate:,.0f} images/s), "
+        f"peak memory {peak_memory / 1e9:.2f} GB, wrote {out.url}"
+    )
+
+
+def read_summary(out: Prefix) -> list[dict[str, Any]]:
+    """The parts that earlier processes recorded; none if there are none."""
+    try:
+        parts: list[dict[str, Any]] = json.loads(out.read(SUMMARY))
+    except FileNotFoundError:
+        return []
+    return parts
+
+
+def peak_memory() -> int:
+    """The largest resident memory of this process so far and of its largest finished child, in bytes."""
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    child = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    return (own + child) * 1024
+
+
+def _bar() -> Progress:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    return Progress(*columns, console=Console())

@@ -1,0 +1,76 @@
+"""The records that travel through the pipeline, and the names of a sample's members in a tar."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+CAPTION = "txt"
+META = "json"
+MOMENTS = "moments.npy"
+TEXT = "text.npy"
+IMAGE_EXTENSIONS = ("png", "jpg", "jpeg", "webp")
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One image and its caption, as a source yields them.
+
+    Args:
+        key: Unique in the dataset; letters, digits, `-` and `_` only.
+        image: RGB, uint8, (H, W, 3).
+        caption: The caption, any language.
+        meta: What else is known, JSON-ready.
+    """
+
+    key: str
+    image: NDArray[np.uint8]
+    caption: str
+    meta: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class RawSample:
+    """The members of one sample as they lie in the tar: extension to bytes."""
+
+    key: str
+    members: dict[str, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class ImageBatch:
+    """A micro-batch of images.
+
+    Args:
+        places: Places in the order of samples, int64, (B,).
+        keys: Sample keys.
+        images: uint8, (B, H, W, 3).
+        captions: One caption an image.
+        metas: The samples' JSON members.
+    """
+
+    places: NDArray[np.int64]
+    keys: list[str]
+    images: NDArray[np.uint8]
+    captions: list[str]
+    metas: list[dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class LatentBatch:
+    """A micro-batch of cached latents.
+
+    Args:
+        places: Places in the order of samples, int64, (B,).
+        keys: Sample keys.
+        moments: Raw mean and log-variance, float32, (B, 2C, H, W).
+        text: Text embeddings padded with zeros, float32, (B, L, D).
+        text_mask: True at real tokens, (B, L).
+    """
+
+    places: NDArray[np.int64]
+    keys: list[str]
+    moments: NDArray[np.float32]
+    text: NDArray[np.float32]
+    text_mask: NDArray[np.bool_]

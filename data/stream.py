@@ -1,0 +1,95 @@
+"""Reading a dataset: any sample by shard and row, checked against the index, which is checked against the manifest."""
+
+import io
+import mmap
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.manifest import Manifest, load_manifest, sha256
+from data.sample import RawSample
+from data.storage import Prefix, open_prefix
+from data.tar import CorruptShard, index_dtype, read_member
+
+OPEN_SHARDS = 64
+
+
+class Dataset:
+    """A dataset that can be read. Safe to use from several threads.
+
+    Args:
+        prefix: Where it lies.
+        manifest: Its manifest.
+    """
+
+    def __init__(self, prefix: Prefix, manifest: Manifest) -> None:
+        self.prefix = prefix
+        self.manifest = manifest
+        self.index = lru_cache(maxsize=OPEN_SHARDS)(self._load_index)
+        self._mapped = lru_cache(maxsize=OPEN_SHARDS)(self._map)
+
+    def read(self, shard: int, row: int) -> RawSample:
+        """One sample, in one range read.
+
+        Args:
+            shard: The shard's number in the manifest.
+            row: The sample's row in the shard.
+
+        Raises:
+            CorruptShard: What lies there is not what was indexed.
+        """
+        entry = self.index(shard)[row]
+        key = bytes(entry["key"]).decode()
+        present = entry["length"] >= 0
+        start = int(entry["offset"][present].min())
+        end = int((entry["offset"] + entry["length"].clip(0))[present].max())
+        window = self._window(shard, start, end)
+        members = {}
+        for column, extension in enumerate(self.manifest.members):
+            where = f"{self.prefix.url}/{self.manifest.shards[shard].tar}: {key}.{extension}"
+            content = read_member(window, start, entry, column, where)
+            if content is not None:
+                members[extension] = content
+        return RawSample(key, members)
+
+    def _window(self, shard: int, start: int, end: int) -> bytes:
+        if self.prefix.local:
+            return self._mapped(shard)[start:end]
+        return self.prefix.read_range(self.manifest.shards[shard].tar, start, end - start)
+
+    def _map(self, shard: int) -> mmap.mmap | bytes:
+        name = self.manifest.shards[shard].tar
+        with open(self.prefix.path(name), "rb") as file:  # noqa: PTH123 (mmap needs the descriptor)
+            try:
+                return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            except (
+                ValueError
+            ):  # an empty file cannot be mapped; reading from it finds what is missing
+                return b""
+
+    def _load_index(self, shard: int) -> NDArray[np.void]:
+        record = self.manifest.shards[shard]
+        content = self.prefix.read(record.index)
+        where = f"{self.prefix.url}/{record.index}"
+        if sha256(content) != record.index_sha256:
+            raise CorruptShard(f"{where}: is not the index that the manifest pins")
+        index: NDArray[Any] = np.load(io.BytesIO(content), allow_pickle=False)
+        key_bytes = index.dtype["key"].itemsize
+        if (
+            index.dtype != index_dtype(key_bytes, len(self.manifest.members))
+            or len(index) != record.samples
+        ):
+            raise CorruptShard(f"{where}: does not fit the manifest")
+        return index
+
+
+def open_dataset(url: str, kind: str, setting: str = "data.url") -> Dataset:
+    """Open a dataset of the wanted kind (`images`, `latents` or `any`).
+
+    Raises:
+        UserError: There is none at that URL, or it is of another kind.
+    """
+    prefix = open_prefix(url, setting)
+    return Dataset(prefix, load_manifest(prefix, kind))

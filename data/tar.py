@@ -1,0 +1,122 @@
+"""Tar shards: writing what stock WebDataset reads, and the index that makes every sample one range read away."""
+
+import io
+import tarfile
+import zlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.sample import RawSample
+
+
+class CorruptShard(Exception):
+    """A shard, index or sample that is not what its manifest says; names the shard and where in it."""
+
+
+def index_dtype(key_bytes: int, num_members: int) -> np.dtype[Any]:
+    """One row a sample: key, and for every member its offset, length (-1: it has none) and CRC-32."""
+    return np.dtype(
+        [
+            ("key", f"S{key_bytes}"),
+            ("offset", "<u8", (num_members,)),
+            ("length", "<i8", (num_members,)),
+            ("crc32", "<u4", (num_members,)),
+        ]
+    )
+
+
+def write_tar(samples: Iterable[RawSample]) -> bytes:
+    """A tar whose bytes depend on the samples alone: fixed times, owner and mode."""
+    from webdataset import TarWriter  # imports torch, which readers need not pay for
+
+    buffer = io.BytesIO()
+    with TarWriter(buffer, encoder=False, mtime=0, user="ldm", group="ldm") as writer:
+        for sample in samples:
+            writer.write({"__key__": sample.key, **sample.members})
+    return buffer.getvalue()
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """A member's name as WebDataset splits it: key up to the first dot of the last part, then the extension."""
+    folder, _, base = name.rpartition("/")
+    stem, _, extension = base.partition(".")
+    return (f"{folder}/{stem}" if folder else stem), extension
+
+
+def index_tar(content: bytes, members: Sequence[str], name: str) -> NDArray[np.void]:
+    """Index a tar.
+
+    Args:
+        content: The whole tar.
+        members: The extensions to index, in the manifest's order.
+        name: The shard's name, for messages.
+
+    Returns:
+        Rows of `index_dtype`, one a sample, in the tar's order.
+
+    Raises:
+        CorruptShard: The tar is cut or damaged, holds something other than plain files, or a key comes twice.
+    """
+    found: dict[str, dict[str, tuple[int, int, int]]] = {}
+    previous = None
+    try:
+        with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as archive:
+            for item in archive:
+                if not item.isreg():
+                    raise CorruptShard(f"{name}: {item.name!r} is not a plain file")
+                key, extension = split_name(item.name)
+                if key != previous and key in found:
+                    raise CorruptShard(f"{name}: key {key!r} comes twice")
+                previous = key
+                payload = content[item.offset_data : item.offset_data + item.size]
+                if len(payload) != item.size or extension in found.get(key, {}):
+                    raise CorruptShard(f"{name}: {item.name!r} is cut or comes twice")
+                place = (item.offset_data, item.size, zlib.crc32(payload))
+                found.setdefault(key, {})[extension] = place
+            end = archive.offset
+    except tarfile.TarError as error:
+        raise CorruptShard(f"{name}: is not a whole tar ({error})") from error
+    # tarfile takes a cut at a member's border for the end; a whole tar ends in two blocks of zeros.
+    if content[end : end + 1024] != bytes(1024):
+        raise CorruptShard(f"{name}: has no end mark, so it is cut")
+    keys = [key.encode() for key in found]
+    index = np.zeros(len(keys), dtype=index_dtype(max(map(len, keys), default=1), len(members)))
+    index["key"] = keys
+    for row, places in zip(index, found.values(), strict=True):
+        for column, extension in enumerate(members):
+            row["offset"][column], row["length"][column], row["crc32"][column] = places.get(
+                extension, (0, -1, 0)
+            )
+    return index
+
+
+def read_member(
+    window: bytes, window_start: int, row: Any, column: int, where: str
+) -> bytes | None:
+    """Cut one member out of a window of the tar and check it.
+
+    Args:
+        window: Bytes of the tar from `window_start`.
+        window_start: Offset of the window in the tar.
+        row: The sample's row of the index.
+        column: The member's column.
+        where: Shard and member, for messages.
+
+    Returns:
+        The member's bytes, or None if the sample has no such member.
+
+    Raises:
+        CorruptShard: The bytes are cut, or not those that were indexed.
+    """
+    offset, length = int(row["offset"][column]), int(row["length"][column])
+    if length < 0:
+        return None
+    payload = bytes(window[offset - window_start : offset - window_start + length])
+    if len(payload) != length or zlib.crc32(payload) != int(row["crc32"][column]):
+        raise CorruptShard(
+            f"{where}: bytes {offset} to {offset + length} are not those of the index"
+        )
+    return payload

@@ -1,0 +1,1 @@
+"""The command line, the processes that it starts, the demo and the report."""

@@ -1,0 +1,101 @@
+"""The report's charts, drawn by matplotlib to PNG bytes."""
+
+import io
+import textwrap
+from typing import TYPE_CHECKING, Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    from launch.report import Findings
+
+Curves = dict[str, list[dict[str, Any]]]
+Stages = list[tuple[str, int, float, float, int]]
+BLUE, GREY = "#2b6cb0", "#888888"
+
+
+def loss_chart(curves: Curves) -> bytes:
+    """The loss of each training over the samples seen."""
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    for i, (name, lines) in enumerate(curves.items(), 1):
+        draw_loss(figure.add_subplot(1, len(curves), i), name, lines)
+    return _png(figure)
+
+
+def rate_chart(stages: Stages) -> bytes:
+    """Images per second of every stage."""
+    figure = Figure(figsize=(9, 0.45 * len(stages) + 0.8), layout="constrained")
+    draw_rates(figure.add_subplot(), stages)
+    return _png(figure)
+
+
+def picture(findings: "Findings") -> bytes:
+    """The whole report in one picture."""
+    figure = Figure(figsize=(11, 13), layout="constrained")
+    top, middle, bottom = figure.subfigures(3, 1, height_ratios=(4.4, 4.2, 3.2))
+    _draw_samples(top, findings)
+    axes = middle.add_subplot()
+    axes.set_axis_off()
+    axes.set_title("Held-out images, each row above its reconstructions")
+    if findings.reconstructions is not None:
+        axes.imshow(findings.reconstructions, interpolation="nearest")
+    left, centre, right = bottom.subplots(1, 3)
+    draw_loss(left, "autoencoder", findings.curves["autoencoder"])
+    draw_loss(centre, "denoiser", findings.curves["denoiser"])
+    draw_rates(right, findings.stages)
+    return _png(figure)
+
+
+def draw_loss(axes: Axes, name: str, lines: list[dict[str, Any]]) -> None:
+    """One training's loss, as logged and smoothed."""
+    seen = [line["samples_seen"] for line in lines]
+    losses = [line["loss"] for line in lines]
+    axes.plot(seen, losses, color=GREY, alpha=0.5, linewidth=0.8)
+    axes.plot(seen, _smoothed(losses), color=BLUE)
+    axes.set_title(f"loss of the {name}")
+    axes.set_xlabel("samples seen")
+    axes.set_yscale("log")
+    axes.grid(alpha=0.3, which="both")
+
+
+def draw_rates(axes: Axes, stages: Stages) -> None:
+    """One bar a stage."""
+    names = [stage[0] for stage in stages][::-1]
+    rates = [stage[3] for stage in stages][::-1]
+    bars = axes.barh(range(len(names)), rates, color=BLUE)
+    axes.set_yticks(range(len(names)), names)
+    axes.bar_label(bars, labels=[f"{rate:,.0f}" for rate in rates], padding=3)
+    axes.set_title("images/s")
+    axes.margins(x=0.2)
+
+
+def _draw_samples(figure: Any, findings: "Findings") -> None:
+    shown = [
+        (prompt, image)
+        for samples in findings.samples[:1]
+        for prompt, image in zip(samples.prompts, samples.images, strict=True)
+    ][:8]
+    figure.suptitle("Samples")
+    for axes, (prompt, image) in zip(
+        figure.subplots(2, 4, squeeze=False).flat, shown, strict=False
+    ):
+        axes.imshow(image, interpolation="nearest")
+        axes.set_title("\n".join(textwrap.wrap(prompt, 24)), fontsize=9)
+    for axes in figure.axes:
+        axes.set_axis_off()
+
+
+def _smoothed(values: list[float]) -> list[float]:
+    """An exponential average, with the start corrected for."""
+    result, average, weight = [], 0.0, 0.0
+    for value in values:
+        average, weight = 0.9 * average + 0.1 * value, 0.9 * weight + 0.1
+        result.append(average / weight)
+    return result
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110, facecolor="white")
+    return buffer.getvalue()

@@ -1,0 +1,129 @@
+"""`ldm COMMAND [group=choice] [key=value] ...`: composes, dispatches, and says in one line what is wrong."""
+
+import os
+import sys
+from collections.abc import Callable
+from importlib import import_module, metadata
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from conf.compose import compose_config, group_choices, settings_help
+from conf.errors import RunError, UserError
+from conf.schema import COMMANDS
+from launch.local import PREEMPTED_EXIT_CODE, die_with_parent, is_rank, run_ranks
+
+# Loaded when they are needed: most of them import torch, which takes seconds.
+HANDLERS = {
+    "demo": "launch.demo:run_demo",
+    "shard": "data.shard:make_dataset",
+    "verify": "data.verify:verify",
+    "autoencoder": "training.autoencode:train_autoencoder",
+    "cache": "training.cache:make_cache",
+    "train": "training.diffuse:train_denoiser",
+    "sample": "training.generate:generate",
+    "evaluate": "training.evaluate:evaluate",
+    "report": "launch.report:report",
+}
+INTERRUPTED_EXIT_CODE = 130
+
+
+def main() -> None:
+    """The entry point of `ldm`."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run a command line.
+
+    Returns:
+        Exit code: 0 done, 1 failed, 2 a mistake in the command line, 75 stopped after a checkpoint, 130 interrupted.
+    """
+    die_with_parent()
+    try:
+        return _dispatch(arguments)
+    except UserError as error:
+        return _complain(str(error), 2)
+    except KeyboardInterrupt:
+        return _complain("interrupted; the same command goes on from there", INTERRUPTED_EXIT_CODE)
+    except Exception as error:
+        name = type(error).__name__
+        if name == "Preempted":
+            return PREEMPTED_EXIT_CODE
+        if isinstance(error, RunError) or name in ("CorruptShard", "BrokenCheckpoint"):
+            return _complain(str(error), 1)
+        raise
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        _overview()
+        return 0
+    if arguments[0] in ("-V", "--version"):
+        print(metadata.version("latent-foundry"))
+        return 0
+    command, *overrides = arguments
+    if command not in COMMANDS:
+        raise UserError(command, "there is no such command", f"choose one of {', '.join(COMMANDS)}")
+    if {"-h", "--help"} & set(overrides):
+        _explain(command, [o for o in overrides if o not in ("-h", "--help")])
+        return 0
+    for flag in (override for override in overrides if override.startswith("-")):
+        raise UserError(flag, "there is no such flag", f"`ldm {command} --help` lists the settings")
+    config = compose_config(command, overrides)
+    cluster = getattr(config, "cluster", None)
+    if cluster is not None and cluster.processes > 1 and not is_rank():
+        return run_ranks(arguments, cluster)
+    return _run_here(_handler(command), config)
+
+
+def _run_here(handler: Callable[[Any], Any], config: Any) -> int:
+    result = handler(config)
+    return result if isinstance(result, int) else 0
+
+
+def _handler(command: str) -> Callable[[Any], Any]:
+    module, _, name = HANDLERS[command].partition(":")
+    handler: Callable[[Any], Any] = getattr(import_module(module), name)
+    return handler
+
+
+def _complain(line: str, code: int) -> int:
+    """One line on standard error, from one rank."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"ldm: {line}", file=sys.stderr, flush=True)
+    return code
+
+
+def _overview() -> None:
+    table = Table(box=None, show_header=False, padding=(0, 2))
+    for name, schema in COMMANDS.items():
+        table.add_row(f"ldm {name}", (schema.__doc__ or "").strip())
+    console = Console()
+    console.print("Trains latent diffusion models, from a laptop to a cluster.\n")
+    console.print("Usage: ldm COMMAND [group=choice] [key=value] ...\n", markup=False)
+    console.print(table)
+    console.print("\nFirst look:  ldm demo            Settings of a command:  ldm COMMAND --help")
+
+
+def _explain(command: str, overrides: list[str]) -> None:
+    console = Console()
+    console.print((COMMANDS[command].__doc__ or "").strip())
+    console.print(f"\nUsage: ldm {command} [group=choice] [key=value] ...\n", markup=False)
+    table = Table("setting", "value", "meaning", box=None, padding=(0, 2), header_style="bold")
+    groups = {}
+    for name, value, doc in settings_help(command, overrides):
+        group = name.split(".")[0]
+        if choices := group_choices(group):
+            groups[group] = choices
+        table.add_row(name, value, doc)
+    console.print(table, markup=False)
+    if command in ("autoencoder", "train"):
+        groups["experiment"] = group_choices("experiment")
+    for group, choices in groups.items():
+        console.print(f"{group}= one of {', '.join(choices)}", markup=False)
+
+
+if __name__ == "__main__":
+    main()

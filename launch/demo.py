@@ -1,0 +1,137 @@
+"""`ldm demo`: the whole chain on OpenMoji's emoji, each stage run as its own command would run it."""
+
+import os
+import shlex
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from conf.errors import UserError
+from conf.schema import DemoCommand
+from data.progress import say
+from data.storage import open_prefix
+from launch.local import PARENT
+
+PROMPTS = (
+    "red heart",
+    "grinning face with big eyes",
+    "woman dark skin tone curly hair",
+    "red apple",
+    "flag Italy",
+    "black cat",
+    "thumbs up medium skin tone",
+    "sun with face",
+)
+BYTES_NEEDED = 2_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One command of the demo."""
+
+    what: str
+    arguments: tuple[str, ...]
+
+
+def stages(config: DemoCommand) -> list[Stage]:
+    """The commands of a demo, in order; every one can be typed by hand."""
+    out = config.out.rstrip("/")
+    recipe = config.recipe.value
+    prompts = "[" + ",".join(f"'{prompt}'" for prompt in PROMPTS) + "]"
+    shard = ("shard", "source=openmoji")
+    return [
+        Stage("emoji to train on", (*shard, "source.split=train", f"out={out}/images")),
+        Stage("emoji held out", (*shard, "source.split=held_out", f"out={out}/held_out")),
+        Stage(
+            "autoencoder",
+            (
+                "autoencoder",
+                f"experiment={recipe}_autoencoder",
+                f"data.url={out}/images",
+                f"out={out}/autoencoder",
+            ),
+        ),
+        Stage(
+            "latents and text embeddings",
+            (
+                "cache",
+                f"data.url={out}/images",
+                f"autoencoder.url={out}/autoencoder",
+                f"out={out}/latents",
+            ),
+        ),
+        Stage(
+            "denoiser",
+            (
+                "train",
+                f"experiment={recipe}",
+                f"data.url={out}/latents",
+                f"cluster.processes={config.processes}",
+                f"out={out}/run",
+            ),
+        ),
+        Stage(
+            "samples",
+            (
+                "sample",
+                f"checkpoint={out}/run",
+                f"prompts={prompts}",
+                f"out={out}/run/samples/demo",
+            ),
+        ),
+        Stage(
+            "evidence on held-out emoji",
+            (
+                "evaluate",
+                f"checkpoint={out}/run",
+                f"data.url={out}/held_out",
+                f"out={out}/run/evaluation",
+            ),
+        ),
+        Stage("report", ("report", f"run={out}/run")),
+    ]
+
+
+def run_demo(config: DemoCommand) -> int:
+    """Run every stage; one that was finished before says so and is passed over.
+
+    Returns:
+        0, or the exit code of the stage that failed.
+
+    Raises:
+        UserError: `out` cannot be written.
+    """
+    if any(character in config.out for character in "'\",[]{}= \n"):
+        raise UserError(
+            f"out={config.out}", "has characters that settings give a meaning", "use plain ones"
+        )
+    open_prefix(config.out, "out").require_writable(BYTES_NEEDED)
+    started = time.perf_counter()
+    plan = stages(config)
+    environment = {**os.environ, PARENT: str(os.getpid()), "HF_HUB_OFFLINE": "1"}
+    for number, stage in enumerate(plan, 1):
+        say(f"\n[{number}/{len(plan)}] {stage.what}\n$ {shlex.join(('ldm', *stage.arguments))}")
+        command = [sys.executable, "-m", "launch.cli", *stage.arguments]
+        code = _run(command, environment)
+        if code:
+            say(
+                f"ldm demo: stopped in {stage.what} (exit code {code}); the same command goes on from there"
+            )
+            return code
+    page = f"{config.out}/run/report.html"
+    say(f"\ndemo: finished in {time.perf_counter() - started:,.0f} s; look at {page}")
+    if Path(page).is_file():
+        say(f"and at {Path(page).with_name('report.png').resolve()}")
+    return 0
+
+
+def _run(command: list[str], environment: dict[str, str]) -> int:
+    """Run a stage; Ctrl-C reaches it from the terminal, and we wait until it has saved."""
+    process = subprocess.Popen(command, env=environment)
+    while True:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            continue

@@ -1,0 +1,229 @@
+"""`ldm report`: a run, from its images to its samples, as one HTML page, one picture and one W&B run."""
+
+import base64
+import html
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from conf.schema import ReportCommand
+from data.image import decode_image, encode_png
+from data.manifest import Manifest, load_manifest
+from data.progress import read_summary, say
+from data.storage import Prefix, open_prefix
+from launch.charts import loss_chart, picture, rate_chart
+from training.evaluate import RECONSTRUCTIONS, RESULT, describe
+from training.generate import PROMPTS
+from training.loop import read_run, run_config
+from training.track import read_metrics, start_wandb, wandb_image
+
+PAGE = "report.html"
+PICTURE = "report.png"
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """The images of one `ldm sample` and their prompts."""
+
+    prompts: list[str]
+    images: list[NDArray[np.uint8]]
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """Everything that a report shows.
+
+    Args:
+        run: What the run is.
+        latents: The manifest of its latents.
+        stages: Rows of (stage, images, seconds, images per second, peak memory in bytes).
+        curves: Lines of metrics of each training, by name.
+        samples: From the run's `samples/`.
+        evaluation: What `ldm evaluate` measured, or None.
+        reconstructions: Its picture, or None.
+    """
+
+    run: dict[str, Any]
+    latents: Manifest
+    stages: list[tuple[str, int, float, float, int]]
+    curves: dict[str, list[dict[str, Any]]]
+    samples: list[Samples]
+    evaluation: dict[str, Any] | None
+    reconstructions: NDArray[np.uint8] | None
+
+
+def report(config: ReportCommand) -> None:
+    """Write report.html and report.png beside a run, and a W&B run of the same.
+
+    Raises:
+        UserError: There is no such run.
+    """
+    out = open_prefix(config.run, "run")
+    findings = collect(out)
+    image = picture(findings)
+    out.write(PICTURE, image)
+    out.write(PAGE, page(findings, image).encode())
+    _track(out, config, findings, image)
+    say(f"report: wrote {out.url}/{PAGE} and {out.url}/{PICTURE}")
+
+
+def collect(out: Prefix) -> Findings:
+    """Read a run and, by the URLs that its manifests keep, what it came from."""
+    run = read_run(out, "train")
+    latents_at = open_prefix(run_config(out)["data"]["url"], "data.url of the run")
+    latents = load_manifest(latents_at, "latents")
+    autoencoder = open_prefix(latents.origins["autoencoder"], "autoencoder.url of the run")
+    images = open_prefix(latents.origins["images"], "data.url of the cache")
+    samples = [name for name in out.names("samples") if out.exists(f"samples/{name}/{PROMPTS}")]
+    places = [images, autoencoder, latents_at, out]
+    places += [out / f"samples/{name}" for name in samples] + [out / "evaluation"]
+    evaluated = out.exists(f"evaluation/{RESULT}")
+    return Findings(
+        run=run,
+        latents=latents,
+        stages=[_stage(place) for place in places if read_summary(place)],
+        curves={"autoencoder": read_metrics(autoencoder), "denoiser": read_metrics(out)},
+        samples=[_samples(out / f"samples/{name}") for name in samples],
+        evaluation=json.loads(out.read(f"evaluation/{RESULT}")) if evaluated else None,
+        reconstructions=decode_image(out.read(f"evaluation/{RECONSTRUCTIONS}"))
+        if evaluated
+        else None,
+    )
+
+
+def _stage(place: Prefix) -> tuple[str, int, float, float, int]:
+    """One row from the parts that one or several processes recorded."""
+    parts = [part for part in read_summary(place) if part["samples"]] or read_summary(place)
+    images = sum(part["samples"] for part in parts)
+    seconds = sum(part["seconds"] for part in parts)
+    memory = max(part["peak_memory"] for part in parts)
+    return parts[0]["command"], images, seconds, images / max(seconds, 1e-9), memory
+
+
+def _samples(place: Prefix) -> Samples:
+    prompts = json.loads(place.read(PROMPTS))["prompts"]
+    return Samples(prompts, [decode_image(place.read(f"{i:05d}.png")) for i in range(len(prompts))])
+
+
+def page(findings: Findings, image: bytes) -> str:
+    """The report as one HTML page that needs nothing else."""
+    spec, text = findings.latents.latents, findings.latents.text
+    assert spec is not None and text is not None
+    seen = max((line["samples_seen"] for line in findings.curves["denoiser"]), default=0)
+    facts = [
+        ("samples seen", f"{seen:,}"),
+        ("images", f"{findings.latents.samples:,}"),
+        ("latents", f"{spec.channels} x {spec.size} x {spec.size}, {spec.downsampling}x smaller"),
+        ("latents' fingerprint", findings.latents.fingerprint),
+        ("autoencoder", spec.autoencoder),
+        ("text encoder", f"{text.encoder} (width {text.width})"),
+    ]
+    parts = [
+        "<h2>Samples</h2>",
+        *(_gallery(samples) for samples in findings.samples),
+        "<h2>Held-out images and their reconstructions</h2>",
+        "<p>Rows in turn: originals, then what the autoencoder makes of them.</p>",
+        _image(findings.reconstructions)
+        if findings.reconstructions is not None
+        else "<p>None.</p>",
+        "<h2>What was learned, on held-out images</h2>",
+        f"<pre>{html.escape(describe(findings.evaluation))}</pre>"
+        if findings.evaluation
+        else "<p>Not measured: run <code>ldm evaluate</code>.</p>",
+        "<h2>Loss</h2>",
+        _png(loss_chart(findings.curves)),
+        "<h2>Stages</h2>",
+        _table(
+            ("stage", "images", "seconds", "images/s", "peak memory"),
+            [
+                (name, f"{count:,}", f"{seconds:,.1f}", f"{rate:,.1f}", f"{memory / 1e9:.2f} GB")
+                for name, count, seconds, rate, memory in findings.stages
+            ],
+        ),
+        _png(rate_chart(findings.stages)),
+        "<h2>The run</h2>",
+        _table(("what", "value"), facts),
+        f"<details><summary>settings</summary><pre>{html.escape(json.dumps(findings.run, indent=1))}"
+        "</pre></details>",
+        "<details><summary>all in one picture</summary>",
+        _png(image),
+        "</details>",
+    ]
+    return _PAGE.format(body="\n".join(parts))
+
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>Latent Foundry report</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<style>
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
+  color: #1a1a1a; background: #fff; }}
+h1 {{ margin-bottom: 0; }} h2 {{ margin-top: 2.2rem; border-bottom: 1px solid #ddd; }}
+table {{ border-collapse: collapse; }} td, th {{ padding: .25rem .9rem .25rem 0; text-align: left;
+  overflow-wrap: anywhere; }}
+td:not(:first-child) {{ font-variant-numeric: tabular-nums; }}
+pre {{ background: #f5f5f5; padding: .8rem; overflow-x: auto; }}
+img {{ max-width: 100%; height: auto; }}
+.gallery {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(8rem, 1fr)); gap: 1rem; }}
+.gallery img {{ width: 100%; image-rendering: pixelated; border: 1px solid #eee; }}
+figure {{ margin: 0; }} figcaption {{ font-size: .85rem; color: #444; }}
+</style></head><body>
+<h1>Latent Foundry report</h1>
+{body}
+</body></html>
+"""
+
+
+def _gallery(samples: Samples) -> str:
+    figures = [
+        f"<figure>{_image(image, html.escape(prompt))}"
+        f"<figcaption>{html.escape(prompt)}</figcaption></figure>"
+        for prompt, image in zip(samples.prompts, samples.images, strict=True)
+    ]
+    return f'<div class="gallery">{"".join(figures)}</div>'
+
+
+def _image(image: NDArray[np.uint8], alt: str = "") -> str:
+    return _png(encode_png(image), alt)
+
+
+def _png(content: bytes, alt: str = "") -> str:
+    encoded = base64.b64encode(content).decode()
+    return f'<img alt="{alt}" src="data:image/png;base64,{encoded}">'
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    def cells(tag: str, row: tuple[str, ...]) -> str:
+        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) + "</tr>"
+
+    return f"<table>{cells('th', head)}{''.join(cells('td', row) for row in rows)}</table>"
+
+
+def _track(out: Prefix, config: ReportCommand, findings: Findings, image: bytes) -> None:
+    """The same in W&B, beside the training runs' own."""
+    run = start_wandb(out / PAGE, config.tracking, findings.run, folder=out.local)
+    if run is None:
+        return
+    content: dict[str, Any] = {"report": wandb_image(decode_image(image), "report")}
+    if findings.reconstructions is not None:
+        content["reconstructions"] = wandb_image(findings.reconstructions, "originals above")
+    for samples in findings.samples:
+        pairs = zip(samples.images, samples.prompts, strict=True)
+        content["samples"] = [wandb_image(image, prompt) for image, prompt in pairs]
+    for name, lines in findings.curves.items():
+        for line in lines:
+            run.log({f"{name}/{key}": value for key, value in line.items()})
+    run.log(content)
+    for name, images, seconds, rate, memory in findings.stages:
+        figures = {
+            "images": images,
+            "seconds": seconds,
+            "images_per_second": rate,
+            "peak_memory": memory,
+        }
+        run.summary.update({f"stages/{name}/{key}": value for key, value in figures.items()})
+    run.summary.update({"evaluation": findings.evaluation or "not measured"})
+    run.finish()

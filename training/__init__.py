@@ -1,0 +1,1 @@
+"""Models, diffusion, engines and the commands that train, encode, sample and measure."""

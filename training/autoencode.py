@@ -1,0 +1,109 @@
+"""`ldm autoencoder`: trains stage one, and loads what it has trained."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from conf.errors import UserError
+from conf.schema import AutoencoderCommand, KLAutoencoderConfig
+from data.loader import image_batches
+from data.manifest import canonical_json, sha256
+from data.sample import ImageBatch
+from data.storage import open_prefix
+from data.stream import open_dataset
+from training.engine.checkpoint import EMA, require_checkpoint
+from training.loop import Task, read_run, train
+from training.models.autoencoder import KLAutoencoder, kl_divergence
+from training.random import Purpose, normal
+
+# A narrow posterior to begin with: with unit noise the decoder sees little of the mean at first.
+FIRST_LOG_VARIANCE = -4.0
+
+
+def train_autoencoder(config: AutoencoderCommand) -> None:
+    """Train the autoencoder: mean absolute error of the pixels plus a small KL term.
+
+    Source: Rombach et al. 2022, section 3.1, without the perceptual and adversarial terms.
+    """
+    data = open_dataset(config.data.url, "images")
+    assert isinstance(config.autoencoder, KLAutoencoderConfig)
+    torch.manual_seed(config.train.seed)
+    model = build_autoencoder(config.autoencoder)
+    check_size(model, data.manifest.settings.get("size"), config.data.url)
+    latent_channels = config.autoencoder.latent_channels
+
+    def losses(wrapped: nn.Module, batch: ImageBatch, device: torch.device) -> Mapping[str, Tensor]:
+        images = to_images(batch, device)
+        side = images.shape[-1] // model.downsampling
+        noise = normal(
+            config.train.seed, batch.places, Purpose.posterior, (latent_channels, side, side)
+        )
+        restored, moments = wrapped(images, noise.to(device))
+        reconstruction = (restored.float() - images).abs().flatten(1).mean(1)
+        divergence = kl_divergence(moments)
+        return {
+            "loss": reconstruction + config.kl_weight * divergence,
+            "reconstruction": reconstruction,
+            "kl": divergence,
+        }
+
+    train(config, Task("autoencoder", model, data, image_batches, losses))
+
+
+def build_autoencoder(config: KLAutoencoderConfig) -> KLAutoencoder:
+    """A fresh autoencoder with a narrow posterior.
+
+    Raises:
+        UserError: Sizes that cannot work.
+    """
+    try:
+        model = KLAutoencoder(config)
+    except ValueError as error:
+        raise UserError("autoencoder", str(error), "choose sizes that fit") from None
+    with torch.no_grad():
+        model.quant_conv.bias[config.latent_channels :] += FIRST_LOG_VARIANCE
+    return model
+
+
+def load_trained_autoencoder(url: str, setting: str) -> tuple[KLAutoencoder, str]:
+    """The autoencoder of an `ldm autoencoder` run, with its averaged weights.
+
+    Args:
+        url: The run.
+        setting: The setting that names it, for messages.
+
+    Returns:
+        The model in evaluation mode, and the fingerprint of its sizes and weights.
+
+    Raises:
+        UserError: There is no such run, or it has saved nothing yet.
+    """
+    out = open_prefix(url, setting)
+    run = read_run(out, "autoencoder")
+    checkpoint = require_checkpoint(out)
+    model = KLAutoencoder(KLAutoencoderConfig(**run["autoencoder"]))
+    model.load_state_dict(checkpoint.tensors(EMA))
+    model.eval().requires_grad_(False)
+    identity = {"autoencoder": run["autoencoder"], "weights": checkpoint.files[EMA]["sha256"]}
+    return model.to(memory_format=torch.channels_last), sha256(canonical_json(identity))
+
+
+def check_size(model: KLAutoencoder, size: int | None, url: str) -> None:
+    """Refuse images that the autoencoder cannot halve as often as it has to.
+
+    Raises:
+        UserError: The size is not a multiple of the downsampling factor.
+    """
+    if size is not None and size % model.downsampling:
+        raise UserError(
+            f"data.url={url}",
+            f"has images of {size} pixels, and the autoencoder makes them {model.downsampling} times smaller",
+            f"shard again with a size that is a multiple of {model.downsampling}",
+        )
+
+
+def to_images(batch: ImageBatch, device: torch.device) -> Tensor:
+    """Images of a batch as the models take them: float32 in [-1, 1], (B, 3, H, W), channels last."""
+    pixels = torch.from_numpy(batch.images).to(device)
+    return pixels.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)

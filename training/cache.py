@@ -1,0 +1,231 @@
+"""`ldm cache`: raw shards to latent shards, one for one, with what the numbers mean in the manifest."""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from conf.errors import RunError
+from conf.schema import CacheCommand, TrainedAutoencoderConfig
+from data.loader import dump_array, image_of, read_ahead
+from data.manifest import EMPTY_TEXT, LatentSpec, Manifest, TextSpec, canonical_json, sha256
+from data.progress import Meter, peak_memory, progress, say, write_summary
+from data.sample import CAPTION, META, MOMENTS, TEXT, RawSample
+from data.shard import ShardEntry, begin_dataset, commit_dataset, commit_shard, finished_shard
+from data.storage import open_prefix
+from data.stream import Dataset, open_dataset
+from training.autoencode import check_size, load_trained_autoencoder
+from training.models.autoencoder import KLAutoencoder, split_moments
+from training.models.text import TextEncoder, load_text_encoder
+
+# Raised when the same inputs would give other numbers: it is part of every cache's identity.
+CACHE_VERSION = 1
+MEMBERS = (MOMENTS, TEXT, META)
+
+
+class Encoder:
+    """Images and captions to moments and text embeddings.
+
+    Args:
+        autoencoder: Trained, in evaluation mode.
+        text_encoder: Loaded.
+        dtype: Number format of what comes out.
+    """
+
+    def __init__(self, autoencoder: KLAutoencoder, text_encoder: TextEncoder, dtype: str) -> None:
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.autoencoder = autoencoder.to(self.device)
+        self.text_encoder = text_encoder.to(self.device)
+        self.dtype = np.dtype(dtype)
+        self.truncated = 0
+
+    @torch.inference_mode()
+    def moments(self, images: NDArray[np.uint8]) -> NDArray[np.floating[Any]]:
+        """Raw moments (B, 2C, h, w) of images (B, H, W, 3), computed in float32.
+
+        Raises:
+            RunError: They are not finite in the number format asked for.
+        """
+        pixels = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1
+        moments = self.autoencoder.encode(pixels).contiguous().cpu().numpy()
+        with np.errstate(over="ignore"):
+            stored = moments.astype(self.dtype)
+        if not np.isfinite(stored).all():
+            raise RunError(
+                f"the autoencoder's moments overflow {self.dtype}: cache with dtype=float32"
+            )
+        return stored
+
+    def texts(self, captions: list[str]) -> list[NDArray[np.floating[Any]]]:
+        """Embeddings (L, D) of each caption's real tokens."""
+        encoding = self.text_encoder.encode(captions)
+        self.truncated += encoding.truncated
+        lengths = encoding.mask.sum(1).tolist()
+        embeddings = encoding.embeddings.cpu().numpy().astype(self.dtype)
+        return [row[:length] for row, length in zip(embeddings, lengths, strict=True)]
+
+
+def make_cache(config: CacheCommand) -> Manifest:
+    """Encode a dataset of images, shard by shard; what is there already is kept.
+
+    Raises:
+        UserError: A setting does not fit, or `out` holds another cache.
+        RunError: The encoder gives numbers that are not finite.
+    """
+    started = time.perf_counter()
+    data = open_dataset(config.data.url, "images")
+    out = open_prefix(config.out, "out")
+    assert isinstance(config.autoencoder, TrainedAutoencoderConfig)
+    autoencoder, fingerprint = load_trained_autoencoder(config.autoencoder.url, "autoencoder.url")
+    check_size(autoencoder, data.manifest.settings.get("size"), config.data.url)
+    encoder = Encoder(autoencoder, load_text_encoder(config.text_encoder), config.dtype.value)
+    settings = {
+        "kind": "latents",
+        "version": CACHE_VERSION,
+        "images": data.manifest.fingerprint,
+        "autoencoder": fingerprint,
+        "text_encoder": encoder.text_encoder.fingerprint,
+        "max_length": config.text_encoder.max_length,
+        "dtype": config.dtype.value,
+    }
+    out.require_writable(data.manifest.samples * 8192)
+    done = begin_dataset(out, settings)
+    if done:
+        say(f"cache: {out.url} is finished ({done.samples:,} latents), nothing to do")
+        return done
+    entries, encoded = _encode_shards(config, data, encoder)
+    empty = dump_array(encoder.texts([""])[0])
+    out.write(EMPTY_TEXT, empty)
+    size = data.manifest.settings["size"] // autoencoder.downsampling
+    manifest = Manifest(
+        kind="latents",
+        members=MEMBERS,
+        shards=tuple(entry.shard for entry in entries),
+        identity=sha256(canonical_json(settings)),
+        settings=settings,
+        parent=data.manifest.fingerprint,
+        latents=_latent_spec(
+            entries, size, autoencoder.downsampling, config.dtype.value, fingerprint
+        ),
+        text=TextSpec(
+            encoder=encoder.text_encoder.fingerprint,
+            width=encoder.text_encoder.width,
+            max_length=config.text_encoder.max_length,
+            dtype=config.dtype.value,
+            empty_sha256=sha256(empty),
+        ),
+        origins={
+            "images": config.data.url,
+            "autoencoder": config.autoencoder.url,
+            "text_encoder": config.text_encoder.path,
+        },
+    )
+    commit_dataset(out, manifest)
+    truncated = sum(entry.extra["truncated"] for entry in entries)
+    if truncated:
+        say(f"cache: {truncated:,} captions were cut to {config.text_encoder.max_length} tokens")
+    seconds = time.perf_counter() - started
+    write_summary(out, "cache", encoded, seconds, peak_memory(), truncated=truncated)
+    return manifest
+
+
+def _encode_shards(
+    config: CacheCommand, data: Dataset, encoder: Encoder
+) -> tuple[list[ShardEntry], int]:
+    """All shards' entries, in order, and how many samples were encoded now."""
+    out = open_prefix(config.out, "out")
+    entries, encoded = [], 0
+    with progress("cache", data.manifest.samples) as meter:
+        for number, shard in enumerate(data.manifest.shards):
+            entry = finished_shard(out, shard.name)
+            if entry is None:
+                entry = _encode_shard(config, data, encoder, number, meter)
+                encoded += shard.samples
+            else:
+                meter.advance(shard.samples)
+            entries.append(entry)
+    return entries, encoded
+
+
+def _encode_shard(
+    config: CacheCommand, data: Dataset, encoder: Encoder, number: int, meter: Meter
+) -> ShardEntry:
+    """Encode one shard while the next samples are read and decoded."""
+    truncated_before = encoder.truncated
+    statistics = ChannelStatistics(encoder.autoencoder.post_quant_conv.in_channels)
+    shard = data.manifest.shards[number]
+
+    def samples() -> Iterator[RawSample]:
+        step = config.micro_batch_size
+        rows = [range(i, min(i + step, shard.samples)) for i in range(0, shard.samples, step)]
+        jobs = (lambda part=part: _read(data, number, part) for part in rows)
+        for raw, images in read_ahead(jobs, config.data.threads):
+            moments = encoder.moments(images)
+            statistics.add(moments)
+            texts = encoder.texts([sample.members[CAPTION].decode() for sample in raw])
+            for sample, moment, text in zip(raw, moments, texts, strict=True):
+                members = {MOMENTS: dump_array(moment), TEXT: dump_array(text)}
+                yield RawSample(sample.key, {**members, META: sample.members[META]})
+            meter.advance(len(raw))
+
+    encoded = list(samples())
+    return commit_shard(
+        open_prefix(config.out, "out"),
+        shard.name,
+        encoded,
+        MEMBERS,
+        **statistics.to_json(),
+        truncated=encoder.truncated - truncated_before,
+    )
+
+
+def _read(data: Dataset, shard: int, rows: range) -> tuple[list[RawSample], NDArray[np.uint8]]:
+    raw = [data.read(shard, row) for row in rows]
+    return raw, np.stack([image_of(sample) for sample in raw])
+
+
+class ChannelStatistics:
+    """Sums that give each channel's mean and standard deviation of the latents that will be drawn.
+
+    The variance of a draw is that of the means plus the mean of the variances.
+    """
+
+    def __init__(self, channels: int) -> None:
+        self.count = 0
+        self.total = np.zeros(channels)
+        self.squares = np.zeros(channels)
+
+    def add(self, moments: NDArray[np.floating[Any]]) -> None:
+        """Count moments (B, 2C, H, W)."""
+        mean, log_variance = split_moments(torch.from_numpy(moments.astype(np.float64)))
+        self.count += mean.shape[0] * mean.shape[2] * mean.shape[3]
+        self.total += mean.sum((0, 2, 3)).numpy()
+        self.squares += (mean.square() + log_variance.exp()).sum((0, 2, 3)).numpy()
+
+    def to_json(self) -> dict[str, Any]:
+        """The sums, to be kept with a shard."""
+        return {"count": self.count, "total": self.total.tolist(), "squares": self.squares.tolist()}
+
+
+def _latent_spec(
+    entries: list[ShardEntry], size: int, downsampling: int, dtype: str, autoencoder: str
+) -> LatentSpec:
+    """What the latents mean, from the shards' statistics: scaled to zero mean and unit variance."""
+    count = sum(entry.extra["count"] for entry in entries)
+    mean = np.sum([entry.extra["total"] for entry in entries], axis=0) / count
+    squares = np.sum([entry.extra["squares"] for entry in entries], axis=0) / count
+    std = np.sqrt(squares - mean**2)
+    return LatentSpec(
+        channels=len(mean),
+        size=size,
+        downsampling=downsampling,
+        dtype=dtype,
+        autoencoder=autoencoder,
+        mean=tuple(mean.tolist()),
+        std=tuple(std.tolist()),
+        shift=tuple(mean.tolist()),
+        scale=tuple((1 / std).tolist()),
+    )

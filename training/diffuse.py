@@ -1,0 +1,159 @@
+"""`ldm train`: trains the denoiser on a dataset of latents, and loads what it has trained."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+
+from conf.errors import UserError
+from conf.schema import DiffusionConfig, TextEncoderConfig, TrainCommand, UNetConfig
+from data.loader import latent_batches, load_array
+from data.manifest import EMPTY_TEXT, LatentSpec, Manifest, sha256
+from data.sample import LatentBatch
+from data.storage import open_prefix
+from data.stream import Dataset, open_dataset
+from data.tar import CorruptShard
+from training.autoencode import load_trained_autoencoder
+from training.diffusion.schedule import Schedule, build_schedule
+from training.engine.checkpoint import EMA, require_checkpoint
+from training.loop import Task, read_run, run_config, train
+from training.models.autoencoder import KLAutoencoder
+from training.models.text import TextEncoder, load_text_encoder
+from training.models.unet import UNet
+from training.step import latent_losses
+
+
+def train_denoiser(config: TrainCommand) -> None:
+    """Train the UNet of a configuration; channels and widths come from the dataset's manifest."""
+    data = open_dataset(config.data.url, "latents")
+    spec, text = data.manifest.latents, data.manifest.text
+    assert spec is not None and text is not None
+    torch.manual_seed(config.train.seed)
+    model = build_unet(config.unet, data.manifest)
+    empty = torch.from_numpy(load_empty_text(data)).float()
+
+    def losses(
+        wrapped: nn.Module, batch: LatentBatch, device: torch.device
+    ) -> Mapping[str, Tensor]:
+        on_device = schedule.to(device)
+        return latent_losses(
+            wrapped, batch, config.diffusion, on_device, spec, empty.to(device), config.train.seed
+        )
+
+    schedule = build_schedule(config.diffusion)
+    train(config, Task("train", model, data, latent_batches, losses))
+
+
+def build_unet(config: UNetConfig, manifest: Manifest) -> UNet:
+    """A fresh UNet for a dataset of latents.
+
+    Raises:
+        UserError: Sizes that cannot work.
+    """
+    assert manifest.latents is not None and manifest.text is not None
+    halvings = 2 ** (len(config.channel_mult) - 1)
+    if manifest.latents.size % halvings:
+        raise UserError(
+            f"unet.channel_mult={list(config.channel_mult)}",
+            f"halves {manifest.latents.size}x{manifest.latents.size} latents {len(config.channel_mult) - 1} times",
+            "give fewer levels",
+        )
+    try:
+        return UNet(config, manifest.latents.channels, manifest.text.width)
+    except ValueError as error:
+        raise UserError("unet", str(error), "choose sizes that fit") from None
+
+
+def load_empty_text(data: Dataset) -> Any:
+    """The embedding (L, D) of the empty caption, as the manifest pins it.
+
+    Raises:
+        CorruptShard: It is not what the manifest says.
+    """
+    assert data.manifest.text is not None
+    content = data.prefix.read(EMPTY_TEXT)
+    if sha256(content) != data.manifest.text.empty_sha256:
+        raise CorruptShard(f"{data.prefix.url}/{EMPTY_TEXT}: is not what the manifest pins")
+    return load_array(content)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedModel:
+    """Everything that turns prompts into images, checked to be what the denoiser was trained with.
+
+    Attributes:
+        unet: Averaged weights, in evaluation mode.
+        autoencoder: The one that the latents were made with.
+        text_encoder: The one that the captions were encoded with.
+        empty: Embedding (L, D) of the empty caption.
+        spec: What the latents mean.
+        schedule: The forward process.
+        diffusion: Its configuration.
+        samples_seen: How long it was trained.
+    """
+
+    unet: UNet
+    autoencoder: KLAutoencoder
+    text_encoder: TextEncoder
+    empty: Tensor
+    spec: LatentSpec
+    schedule: Schedule
+    diffusion: DiffusionConfig
+    samples_seen: int
+
+
+def load_trained(url: str) -> TrainedModel:
+    """Load an `ldm train` run with the autoencoder and text encoder that its latents came from.
+
+    Raises:
+        UserError: There is no such run, or one of the two is no longer what it was.
+    """
+    out = open_prefix(url, "checkpoint")
+    run = read_run(out, "train")
+    checkpoint = require_checkpoint(out)
+    diffusion = OmegaConf.to_object(OmegaConf.merge(DiffusionConfig, run["diffusion"]))
+    assert isinstance(diffusion, DiffusionConfig)
+    url_then = run_config(out)["data"]["url"]
+    data = open_dataset(url_then, "latents", "data.url of the run")
+    manifest = data.manifest
+    assert manifest.latents is not None and manifest.text is not None
+    if manifest.fingerprint != run["data"]["fingerprint"]:
+        raise UserError(
+            f"checkpoint={url}",
+            f"was trained on latents that are no longer at {url_then}",
+            "cache them again with the same settings",
+        )
+    unet = build_unet(UNetConfig(**run["unet"]), manifest)
+    unet.load_state_dict(checkpoint.tensors(EMA))
+    unet.eval().requires_grad_(False)
+    autoencoder, fingerprint = load_trained_autoencoder(
+        manifest.origins["autoencoder"], "checkpoint"
+    )
+    text_encoder = load_text_encoder(
+        TextEncoderConfig(
+            path=manifest.origins["text_encoder"], max_length=manifest.text.max_length
+        )
+    )
+    for name, now, then in (
+        ("autoencoder", fingerprint, manifest.latents.autoencoder),
+        ("text_encoder", text_encoder.fingerprint, manifest.text.encoder),
+    ):
+        if now != then:
+            raise UserError(
+                f"checkpoint={url}",
+                f"the {name} at {manifest.origins[name]} is not the one that the latents were made with",
+                "put the old one back, or cache and train again",
+            )
+    return TrainedModel(
+        unet=unet.to(memory_format=torch.channels_last),
+        autoencoder=autoencoder,
+        text_encoder=text_encoder,
+        empty=torch.from_numpy(load_empty_text(data)).float(),
+        spec=manifest.latents,
+        schedule=build_schedule(diffusion),
+        diffusion=diffusion,
+        samples_seen=checkpoint.progress.samples_seen,
+    )

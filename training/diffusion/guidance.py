@@ -1,0 +1,35 @@
+"""Classifier-free guidance, as a denoiser made of a denoiser."""
+
+from typing import Any
+
+from torch import Tensor
+
+from training.diffusion.prediction import Denoiser
+
+
+def guided(denoiser: Denoiser, empty_condition: Any, scale: float) -> Denoiser:
+    """Push a denoiser's answer away from what it says without the condition.
+
+    The conditional and the empty call are two calls, not one of twice the batch: a condition is
+    opaque here, so there is no telling how to join two, and peak memory stays that of one batch.
+    Whether the denoiser predicts epsilon, x_0 or velocity makes no difference to the sample.
+
+    Args:
+        denoiser: Called twice; for scale 1, where the empty call would cancel, once.
+        empty_condition: The condition of an empty caption, for the batch to be sampled.
+        scale: 0 ignores the condition, 1 is no guidance, more follows the condition harder.
+
+    Returns:
+        A denoiser: uncond + scale (cond - uncond).
+
+    Source: Ho & Salimans 2022, Eq. 6, with scale = 1 + w.
+    """
+    if scale == 1:
+        return denoiser
+
+    def guided_denoiser(noisy: Tensor, timesteps: Tensor, condition: Any) -> Tensor:
+        conditional = denoiser(noisy, timesteps, condition)
+        unconditional = denoiser(noisy, timesteps, empty_condition)
+        return unconditional + scale * (conditional - unconditional)
+
+    return guided_denoiser

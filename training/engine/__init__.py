@@ -1,0 +1,1 @@
+"""Ranks, engines and checkpoints: the only room that imports accelerate, deepspeed or torch.distributed."""

@@ -1,0 +1,177 @@
+"""Checkpoints of a run: written by all ranks, committed by a last file with hashes, verified on load.
+
+A checkpoint is `checkpoints/STEP/` with safetensors files, `state.json`, and `commit.json`, which
+lists every file with its size and SHA-256. Without `commit.json` it does not exist.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from safetensors.torch import load, save
+from torch import Tensor
+
+from conf.errors import UserError
+from data.manifest import sha256
+from data.progress import say
+from data.storage import Prefix
+from training.engine.fragments import Fragment, collect_fragments, restore_fragments
+from training.engine.strategy import Engine
+
+FOLDER = "checkpoints"
+COMMIT = "commit.json"
+STATE = "state.json"
+MODEL = "model.safetensors"
+EMA = "ema.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a run is.
+
+    Args:
+        samples_seen: Samples trained on, over all ranks: the place in the data and in every schedule.
+        updates: Optimizer steps.
+    """
+
+    samples_seen: int = 0
+    updates: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A committed checkpoint whose files were checked against their hashes when they were read."""
+
+    folder: Prefix
+    files: dict[str, dict[str, Any]]
+    progress: Progress
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """The tensors of one of its safetensors files."""
+        return load(_checked(self.folder, name, self.files[name]["sha256"]))
+
+    def optimizer_files(self) -> list[str]:
+        """The ranks' files of optimizer state."""
+        return sorted(name for name in self.files if name.startswith("optimizer-"))
+
+
+class BrokenCheckpoint(Exception):
+    """A checkpoint's file is missing or is not what was committed."""
+
+
+def save_checkpoint(
+    out: Prefix, engine: Engine, ema: list[Tensor], progress: Progress, keep_last: int
+) -> None:
+    """Write a checkpoint from all ranks; it exists once the last rank's files are safe.
+
+    Args:
+        out: The run.
+        engine: The engine; every rank calls this.
+        ema: Averaged weights in the order of the model's parameters.
+        progress: Where the run is.
+        keep_last: Checkpoints to keep, this one included.
+    """
+    folder = out / f"{FOLDER}/{progress.updates:08d}"
+    contents = {f"optimizer-{engine.world.rank:05d}.safetensors": _fragments(engine)}
+    if engine.world.main:
+        names = [name for name, _ in engine.module.named_parameters()]
+        contents[MODEL] = save({k: v.contiguous() for k, v in engine.module.state_dict().items()})
+        contents[EMA] = save({k: v.contiguous() for k, v in zip(names, ema, strict=True)})
+        contents[STATE] = json.dumps(asdict(progress)).encode()
+    written = {}
+    for name, content in contents.items():
+        folder.write(name, content)
+        written[name] = {"bytes": len(content), "sha256": sha256(content)}
+    files: dict[str, Any] = {}
+    for part in engine.gather(written):  # also the barrier: all ranks have written
+        files |= part
+    if engine.world.main:
+        folder.write(COMMIT, json.dumps({"files": files, **asdict(progress)}, indent=1).encode())
+        out.write("latest", folder.root.rstrip("/").rsplit("/", 1)[-1].encode())
+        for old in checkpoint_steps(out)[:-keep_last]:
+            # The commit goes first: what is half removed must not look whole.
+            out.remove(f"{FOLDER}/{old}/{COMMIT}")
+            out.remove(f"{FOLDER}/{old}")
+
+
+def checkpoint_steps(out: Prefix) -> list[str]:
+    """Names of the run's committed checkpoints, oldest first."""
+    return [step for step in out.names(FOLDER) if out.exists(f"{FOLDER}/{step}/{COMMIT}")]
+
+
+def latest_checkpoint(out: Prefix) -> Checkpoint | None:
+    """The newest checkpoint whose files are all as committed, or None.
+
+    A broken one is passed over, and said so.
+    """
+    for step in reversed(checkpoint_steps(out)):
+        folder = out / f"{FOLDER}/{step}"
+        try:
+            commit = json.loads(folder.read(COMMIT))
+            for name, record in commit["files"].items():
+                _checked(folder, name, record["sha256"])
+        except (BrokenCheckpoint, ValueError, KeyError) as error:
+            say(f"checkpoint {step} is broken ({error}); falling back to the one before it")
+            continue
+        progress = Progress(commit["samples_seen"], commit["updates"])
+        return Checkpoint(folder, commit["files"], progress)
+    return None
+
+
+def require_checkpoint(out: Prefix) -> Checkpoint:
+    """The newest whole checkpoint.
+
+    Raises:
+        UserError: The run has none.
+    """
+    checkpoint = latest_checkpoint(out)
+    if checkpoint is None:
+        raise UserError(
+            f"{out.setting}={out.url}",
+            "holds no checkpoint",
+            "give the `out` of a run that has saved one",
+        )
+    return checkpoint
+
+
+def restore_optimizer(engine: Engine, checkpoint: Checkpoint) -> None:
+    """Put the optimizer's state back, whatever engine and number of ranks wrote it."""
+    pieces: dict[tuple[str, str], list[tuple[int, Tensor]]] = {}
+    for name in checkpoint.optimizer_files():
+        for text, tensor in checkpoint.tensors(name).items():
+            place = Fragment.parse(text)
+            pieces.setdefault((place.parameter, place.state), []).append((place.start, tensor))
+
+    def read(parameter: str, state: str, start: int, length: int) -> Tensor:
+        return _cut(pieces[parameter, state], start, length)
+
+    restore_fragments(engine, checkpoint.progress.updates, read)
+
+
+def _cut(pieces: Iterable[tuple[int, Tensor]], start: int, length: int) -> Tensor:
+    """Elements `start` to `start + length` out of pieces that together hold them."""
+    ordered = sorted(pieces, key=lambda piece: piece[0])
+    result = ordered[0][1].new_empty(length)
+    filled = 0
+    for first, tensor in ordered:
+        low, high = max(start, first), min(start + length, first + len(tensor))
+        if low < high:
+            result[low - start : high - start] = tensor[low - first : high - first]
+            filled += high - low
+    assert filled == length, f"{filled} of {length} elements found"
+    return result
+
+
+def _fragments(engine: Engine) -> bytes:
+    return save({name: tensor.contiguous() for name, tensor in collect_fragments(engine).items()})
+
+
+def _checked(folder: Prefix, name: str, expected: str) -> bytes:
+    try:
+        content = folder.read(name)
+    except FileNotFoundError:
+        raise BrokenCheckpoint(f"{name} is missing") from None
+    if sha256(content) != expected:
+        raise BrokenCheckpoint(f"{name} is not what was committed")
+    return content

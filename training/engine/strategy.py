@@ -1,0 +1,245 @@
+"""One interface over single process, data parallel and DeepSpeed ZeRO, all through Accelerate.
+
+The model comes in plain and is wrapped here. Weights and optimizer stay in float32; bf16 is autocast
+around the forward pass, so that a checkpoint means the same whatever the engine.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from conf.errors import UserError
+from conf.schema import EngineKind, OptimizerConfig, Precision
+from training.engine.world import World, current_world
+
+ZERO_STAGES = {EngineKind.zero1: 1, EngineKind.zero2: 2}
+
+
+class Engine:
+    """Runs steps of a wrapped model on this rank; `build_engine` makes it.
+
+    Attributes:
+        world: This rank among all.
+        device: Where the model is.
+        model: The wrapped model, to be called for training.
+        module: The plain model, for its weights.
+        zero_stage: DeepSpeed's stage, or 0.
+    """
+
+    def __init__(
+        self,
+        accelerator: Any,
+        model: nn.Module,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        clip_norm: float,
+        zero_stage: int,
+    ) -> None:
+        self._accelerator = accelerator
+        self._clip_norm = clip_norm
+        self.world = World(accelerator.process_index, accelerator.num_processes)
+        self.device: torch.device = accelerator.device
+        self.model = model
+        self.module = module
+        self.optimizer = optimizer
+        self.zero_stage = zero_stage
+
+    def update(
+        self, micro_batches: Iterable[Any], losses: Callable[[Any], Mapping[str, Tensor]], lr: float
+    ) -> dict[str, float]:
+        """One optimizer step over this rank's micro-batches.
+
+        Args:
+            micro_batches: As many as the engine was built to accumulate.
+            losses: Per-sample values (B,) of a micro-batch; `loss` among them is minimised.
+            lr: Learning rate of this step.
+
+        Returns:
+            The means over the global batch, and `grad_norm` before clipping.
+        """
+        for parameters in self._accelerator.optimizer.param_groups:
+            parameters["lr"] = lr
+        sums: dict[str, Tensor] = {}
+        count = 0
+        for batch in micro_batches:
+            with self._accelerator.accumulate(self.model):
+                values = losses(batch)
+                self._accelerator.backward(values["loss"].mean())
+                if self._accelerator.sync_gradients:
+                    norm = self._clip()
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+            for name, value in values.items():
+                sums[name] = sums.get(name, 0.0) + value.detach().mean()
+            count += 1
+        means = self.mean(torch.stack([sums[name].float() for name in sums]) / count)
+        return {**dict(zip(sums, means.tolist(), strict=True)), "grad_norm": norm}
+
+    def _clip(self) -> float:
+        """Clip the gradients; DeepSpeed has done so itself and only reports the norm."""
+        limit = self._clip_norm or float("inf")
+        return float(self._accelerator.clip_grad_norm_(self.module.parameters(), limit))
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean of a tensor over the ranks."""
+        return self.sum(values) / self.world.size
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum of a tensor over the ranks."""
+        if self.world.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def any(self, flag: bool) -> bool:
+        """Whether any rank says so."""
+        return bool(self.sum(torch.tensor(float(flag), device=self.device)) > 0)
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's value, in the order of ranks, on every rank."""
+        if self.world.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def close(self) -> None:
+        """Leave the process group."""
+        self._accelerator.end_training()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def build_engine(
+    kind: EngineKind,
+    precision: Precision,
+    optimizer_config: OptimizerConfig,
+    model: nn.Module,
+    micro_batch_size: int,
+    accumulation_steps: int,
+) -> Engine:
+    """Wrap a model for training.
+
+    Args:
+        kind: Which engine.
+        precision: bf16 autocasts the model's forward pass.
+        optimizer_config: AdamW's settings.
+        model: The plain model, its float32 weights already loaded and the same on every rank.
+        micro_batch_size: Samples of a rank's micro-batch.
+        accumulation_steps: Micro-batches of an optimizer step.
+
+    Raises:
+        UserError: The launcher started more ranks than the engine can use.
+    """
+    world = current_world()
+    if kind is EngineKind.single and world.size > 1:
+        raise UserError(
+            "engine=single", f"was started on {world.size} ranks", "choose ddp or zero2"
+        )
+    zero_stage = ZERO_STAGES.get(kind, 0)
+    accelerator = _accelerator(
+        zero_stage, optimizer_config.clip_norm, micro_batch_size, accumulation_steps
+    )
+    if precision is Precision.bf16:
+        autocast = torch.autocast(accelerator.device.type, torch.bfloat16)
+        model.forward = autocast(model.forward)  # type: ignore[method-assign]
+    model = model.to(accelerator.device)
+    if not zero_stage:  # DeepSpeed views weights as bytes, which needs them contiguous
+        model = model.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(
+        model.parameters(),
+        lr=optimizer_config.lr,
+        betas=(optimizer_config.betas[0], optimizer_config.betas[1]),
+        eps=optimizer_config.eps,
+        weight_decay=optimizer_config.weight_decay,
+        fused=True,
+    )
+    wrapped, prepared = accelerator.prepare(model, optimizer)
+    accelerator.optimizer = optimizer
+    engine = Engine(accelerator, wrapped, model, prepared, optimizer_config.clip_norm, zero_stage)
+    _check(engine, kind, world, accelerator)
+    return engine
+
+
+def _accelerator(zero_stage: int, clip_norm: float, micro: int, accumulation: int) -> Any:
+    """An Accelerator that really runs the engine asked for, on GPUs or on gloo."""
+    if zero_stage:
+        if not torch.cuda.is_available():
+            os.environ["DS_ACCELERATOR"] = "cpu"
+        # Accelerator(cpu=True, deepspeed_plugin=...) would drop DeepSpeed without a word.
+        os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
+        if current_world().size == 1:
+            _single_rank_environment()
+    from accelerate import Accelerator
+    from accelerate.utils import (
+        DeepSpeedPlugin,
+        GradientAccumulationPlugin,
+        InitProcessGroupKwargs,
+    )
+
+    plugin = None
+    if zero_stage:
+        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+        plugin = DeepSpeedPlugin(
+            hf_ds_config=_deepspeed_config(zero_stage, clip_norm, micro, accumulation)
+        )
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    return Accelerator(
+        mixed_precision="no",
+        deepspeed_plugin=plugin,
+        gradient_accumulation_plugin=GradientAccumulationPlugin(
+            num_steps=accumulation, adjust_scheduler=False, sync_with_dataloader=False
+        ),
+        # Without ranks there is no process group to start, and Accelerate takes the handler for one.
+        kwargs_handlers=[InitProcessGroupKwargs(backend=backend)] if "RANK" in os.environ else [],
+    )
+
+
+def _single_rank_environment() -> None:
+    """DeepSpeed wants a process group even for one rank; give it one on this machine."""
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    for name, value in {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_PORT": port}.items():
+        os.environ.setdefault(name, str(value))
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+
+
+def _deepspeed_config(
+    stage: int, clip_norm: float, micro: int, accumulation: int
+) -> dict[str, Any]:
+    return {
+        "train_micro_batch_size_per_gpu": micro,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": clip_norm,
+        "zero_optimization": {"stage": stage, "overlap_comm": False, "contiguous_gradients": True},
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 2**31,
+    }
+
+
+def _check(engine: Engine, kind: EngineKind, world: World, accelerator: Any) -> None:
+    """Make sure that what runs is what was asked for: libraries have fallen back in silence before."""
+    from accelerate.utils import DistributedType
+
+    assert engine.world == world, f"asked for {world}, got {engine.world}"
+    assert (accelerator.distributed_type == DistributedType.DEEPSPEED) == bool(engine.zero_stage)
+    if engine.zero_stage:
+        assert engine.model.zero_optimization_stage() == engine.zero_stage
+        own = sum(part.numel() for part in flat_partitions(engine))
+        every = sum(parameter.numel() for parameter in engine.module.parameters())
+        # Each partition is padded to an even length.
+        assert own < every / world.size + 1024 * world.size, (
+            f"optimizer state is not partitioned: {kind}"
+        )
+
+
+def flat_partitions(engine: Engine) -> list[Tensor]:
+    """This rank's flat pieces of the float32 weights under ZeRO, which key the optimizer's state."""
+    return list(engine.model.optimizer.single_partition_of_fp32_groups)

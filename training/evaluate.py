@@ -1,0 +1,264 @@
+"""`ldm evaluate`: what a run has learned, measured on images that it was not trained on.
+
+Reconstruction PSNR of the autoencoder, and the denoising loss with the right captions, with those of
+other images and with empty ones, over the same noise and timesteps.
+"""
+
+import json
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from conf.errors import UserError
+from conf.schema import EvaluateCommand
+from data.claim import claim
+from data.image import encode_png
+from data.loader import image_batches
+from data.order import Order
+from data.progress import peak_memory, progress, read_summary, say, write_summary
+from data.sample import ImageBatch
+from data.storage import open_prefix
+from data.stream import Dataset, open_dataset
+from training.autoencode import to_images
+from training.diffuse import TrainedModel, load_trained
+from training.diffusion.loss import diffusion_loss
+from training.generate import grid, to_pixels
+from training.random import Purpose, normal, uniform
+from training.step import Condition, as_denoiser, drop_captions, final_latents, timestep_of
+
+RESULT = "evaluation.json"
+RECONSTRUCTIONS = "reconstructions.png"
+CAPTIONS = ("right", "other", "empty")
+SHOWN_IMAGES = 16
+BATCH = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A mean and its standard error."""
+
+    mean: float
+    error: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.4f} ± {self.error:.4f}"
+
+
+def estimate(values: NDArray[np.floating[Any]], groups: list[str]) -> Estimate:
+    """The mean of per-image values and its standard error, images of one group counted as dependent.
+
+    An emoji in five skin tones is not five independent pieces of evidence: the error sums residuals
+    within a group first.
+
+    Args:
+        values: (N,).
+        groups: Group of each image; at least two different ones.
+
+    Source: Liang and Zeger 1986, for a mean; with the factor G / (G - 1) for few groups.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    names, member = np.unique(np.array(groups), return_inverse=True)
+    sums = np.bincount(member, weights=values - values.mean())
+    correction = len(names) / max(len(names) - 1, 1)
+    return Estimate(
+        float(values.mean()), float(np.sqrt(correction * np.square(sums).sum()) / len(values))
+    )
+
+
+def evaluate(config: EvaluateCommand) -> dict[str, Any]:
+    """Measure a run and write evaluation.json and reconstructions.png.
+
+    Raises:
+        UserError: The run or the images cannot be used.
+    """
+    started = time.perf_counter()
+    data = open_dataset(config.data.url, "images")
+    out = open_prefix(config.out, "out")
+    model = load_trained(config.checkpoint)
+    _check(config, data, model)
+    settings = {
+        "command": "evaluate",
+        "images": data.manifest.fingerprint,
+        "samples_seen": model.samples_seen,
+        **{name: getattr(config, name) for name in ("samples", "draws", "seed")},
+    }
+    out.require_writable(0)
+    if not claim(out, settings) and read_summary(out):
+        say(f"evaluate: {out.url} is finished, nothing to do")
+        return dict(json.loads(out.read(RESULT)))
+    batches = _read_all(data, config)
+    result, picture = _measure(config, model, batches)
+    out.write(RECONSTRUCTIONS, encode_png(picture))
+    out.write(RESULT, json.dumps(result, indent=1).encode() + b"\n")
+    say(describe(result))
+    write_summary(out, "evaluate", result["images"], time.perf_counter() - started, peak_memory())
+    return result
+
+
+def describe(result: dict[str, Any]) -> str:
+    """The evidence in words, with standard errors."""
+    psnr = Estimate(**result["psnr"])
+    lines = [
+        f"held-out images: {result['images']} in {result['groups']} groups (skin tones count as one)",
+        f"reconstruction PSNR: {psnr.mean:.2f} ± {psnr.error:.2f} dB",
+    ]
+    for name in CAPTIONS:
+        lines.append(f"denoising loss, {name:>5} captions: {Estimate(**result['loss'][name])}")
+    for name in CAPTIONS[1:]:
+        margin = Estimate(**result["margin"][name])
+        ratio = margin.mean / margin.error if margin.error else 0.0
+        verdict = "win" if ratio > 2 else "do NOT win"
+        lines.append(
+            f"right captions {verdict} over {name} ones: by {margin}, {ratio:.1f} standard errors"
+        )
+    return "\n".join(lines)
+
+
+def _check(config: EvaluateCommand, data: Dataset, model: TrainedModel) -> None:
+    size = model.spec.size * model.spec.downsampling
+    if data.manifest.settings.get("size") != size:
+        raise UserError(
+            f"data.url={config.data.url}",
+            f"has images of {data.manifest.settings.get('size')} pixels, the run was trained on {size}",
+            f"shard with size={size}",
+        )
+    if data.manifest.samples < 2:
+        raise UserError(f"data.url={config.data.url}", "has fewer than two images", "hold out more")
+
+
+def _read_all(data: Dataset, config: EvaluateCommand) -> list[ImageBatch]:
+    """The images to measure, each once, in the order of the seed."""
+    order = Order(
+        [shard.samples for shard in data.manifest.shards], config.seed, config.data.block_shards
+    )
+    count = min(config.samples or order.epoch_samples, order.epoch_samples)
+    places = [range(i, min(i + BATCH, count)) for i in range(0, count, BATCH)]
+    return list(image_batches(data, order, places, config.data.threads))
+
+
+def _measure(
+    config: EvaluateCommand, model: TrainedModel, batches: list[ImageBatch]
+) -> tuple[dict[str, Any], NDArray[np.uint8]]:
+    captions = [caption for batch in batches for caption in batch.captions]
+    groups = [
+        meta.get("group", key) for b in batches for key, meta in zip(b.keys, b.metas, strict=True)
+    ]
+    others = other_captions(captions, groups)
+    psnr, losses = [], []
+    with progress("evaluate", len(captions)) as meter:
+        for number, batch in enumerate(batches):
+            images = to_images(batch, torch.device("cpu"))
+            with torch.inference_mode():
+                moments = model.autoencoder.encode(images)
+            restored = to_pixels(_decode_mean(model, moments))
+            psnr.append(_psnr(batch.images, restored))
+            first = number * BATCH
+            wrong = others[first : first + len(batch.captions)]
+            losses.append(_caption_losses(config, model, batch, moments, wrong))
+            if number == 0:
+                picture = _side_by_side(batch.images, restored)
+            meter.advance(len(batch.captions))
+    return _result(np.concatenate(psnr), np.concatenate(losses, axis=1), groups), picture
+
+
+def other_captions(captions: list[str], groups: list[str]) -> list[str]:
+    """For each image the caption of another one, of another group: the next one round the list.
+
+    Raises:
+        UserError: All images are of one group.
+    """
+    count = len(captions)
+    others = []
+    for i in range(count):
+        shifts = (s for s in range(1, count) if groups[(i + s) % count] != groups[i])
+        shift = next(shifts, None)
+        if shift is None:
+            raise UserError("data.url", "all its images are of one group", "hold out more groups")
+        others.append(captions[(i + shift) % count])
+    return others
+
+
+@torch.inference_mode()
+def _caption_losses(
+    config: EvaluateCommand,
+    model: TrainedModel,
+    batch: ImageBatch,
+    moments: Tensor,
+    others: list[str],
+) -> NDArray[np.float64]:
+    """Mean loss per image over the draws with right, other and empty captions: (3, B)."""
+    places = batch.places.tolist()
+    shape = (model.spec.channels, *moments.shape[2:])
+    latents = final_latents(
+        moments, normal(config.seed, places, Purpose.posterior, shape), model.spec
+    )
+    conditions = [_encode(model, batch.captions), _encode(model, others)]
+    nobody, everybody = torch.zeros(len(places)).bool(), torch.ones(len(places)).bool()
+    right = drop_captions(conditions[0], model.empty, nobody)
+    empty = drop_captions(conditions[0], model.empty, everybody)
+    offset = uniform(config.seed, places, Purpose.evaluation)
+    total = np.zeros((len(CAPTIONS), len(places)))
+    for draw in range(config.draws):
+        noise = normal(config.seed + draw, places, Purpose.noise, shape)
+        # One draw in each of `draws` equal parts of the timesteps: less variance for the same work.
+        timesteps = timestep_of((draw + offset) / config.draws, model.diffusion.num_timesteps)
+        for row, condition in enumerate((right, conditions[1], empty)):
+            loss = diffusion_loss(
+                as_denoiser(model.unet),
+                latents,
+                noise,
+                timesteps,
+                condition,
+                model.schedule,
+                model.diffusion.prediction,
+            )
+            total[row] += loss.double().numpy()
+    return total / config.draws
+
+
+def _encode(model: TrainedModel, captions: list[str]) -> Condition:
+    encoding = model.text_encoder.encode(captions)
+    return Condition(encoding.embeddings, encoding.mask)
+
+
+@torch.inference_mode()
+def _decode_mean(model: TrainedModel, moments: Tensor) -> Tensor:
+    mean, _ = moments.chunk(2, dim=1)
+    return model.autoencoder.decode(mean)
+
+
+def _psnr(images: NDArray[np.uint8], restored: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Peak signal-to-noise ratio in dB of each image, (B,), over its pixels and channels."""
+    error = np.square(images.astype(np.float64) - restored.astype(np.float64)).mean((1, 2, 3))
+    result: NDArray[np.float64] = 10 * np.log10(255.0**2 / np.maximum(error, 1e-3))
+    return result
+
+
+def _side_by_side(images: NDArray[np.uint8], restored: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Rows of originals, each above a row of their reconstructions."""
+    count = min(SHOWN_IMAGES, len(images)) // 8 * 8 or len(images)
+    rows = []
+    for i in range(0, count, 8):
+        rows += [images[i : i + 8], restored[i : i + 8]]
+    return grid(np.concatenate(rows), columns=min(8, count))
+
+
+def _result(
+    psnr: NDArray[np.float64], losses: NDArray[np.float64], groups: list[str]
+) -> dict[str, Any]:
+    def plain(values: NDArray[np.float64]) -> dict[str, float]:
+        made = estimate(values, groups)
+        return {"mean": made.mean, "error": made.error}
+
+    return {
+        "images": len(groups),
+        "groups": len(set(groups)),
+        "psnr": plain(psnr),
+        "loss": {name: plain(losses[i]) for i, name in enumerate(CAPTIONS)},
+        "margin": {name: plain(losses[i] - losses[0]) for i, name in enumerate(CAPTIONS) if i},
+    }

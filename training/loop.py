@@ -1,0 +1,285 @@
+"""The training loop, one for every model: read, step, run what is due, stop when done or told to, save."""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from conf.compose import config_dict, config_yaml, parse_yaml
+from conf.errors import RunError, UserError
+from conf.rules import micro_batch
+from conf.schema import AutoencoderCommand, TrainCommand
+from data.claim import claim, claimed
+from data.loader import training_places
+from data.order import Order
+from data.progress import peak_memory, progress, say, write_summary
+from data.storage import Prefix, open_prefix
+from data.stream import Dataset
+from training.ema import ema_weight, update_ema
+from training.engine.checkpoint import (
+    EMA,
+    MODEL,
+    Checkpoint,
+    Progress,
+    latest_checkpoint,
+    restore_optimizer,
+    save_checkpoint,
+)
+from training.engine.strategy import Engine, build_engine
+from training.engine.world import current_world
+from training.optim import learning_rate
+from training.random import step_seed
+from training.stop import preempted, stop_flag
+from training.track import Tracker
+
+CONFIG = "config.yaml"
+# Weights, average and two moments, in float32.
+BYTES_PER_PARAMETER = 16
+# What a resumed run may change: where and how fast it runs, how long, and what is kept of it.
+FREE_SETTINGS = ("out", "cluster", "checkpoint", "tracking", "micro_batch_size", "engine")
+
+TrainingConfigs = AutoencoderCommand | TrainCommand
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What differs between one kind of training and another.
+
+    Args:
+        command: Its name.
+        model: The plain model with fresh weights, the same on every rank.
+        data: The dataset to read.
+        read: Micro-batches at the given places.
+        losses: Per-sample values of a micro-batch, (B,) each; `loss` is minimised. Called with the wrapped model.
+    """
+
+    command: str
+    model: nn.Module
+    data: Dataset
+    read: Callable[[Dataset, Order, Iterator[range], int], Iterator[Any]]
+    losses: Callable[[nn.Module, Any, torch.device], Mapping[str, Tensor]]
+
+
+def train(config: TrainingConfigs, task: Task) -> None:
+    """Train from the last checkpoint, or from the start, to `train.samples`.
+
+    Raises:
+        UserError: `out` holds another run, or cannot be written.
+        RunError: The loss is no longer finite.
+        Preempted: Told to stop; a checkpoint is saved.
+    """
+    out = open_prefix(config.out, "out")
+    world = current_world()
+    micro = micro_batch(config.batch_size, config.micro_batch_size, world.size)
+    parameters = sum(parameter.numel() for parameter in task.model.parameters())
+    out.require_writable(parameters * BYTES_PER_PARAMETER * config.checkpoint.keep_last)
+    _claim(out, config, task)
+    checkpoint = latest_checkpoint(out)
+    start = checkpoint.progress if checkpoint else Progress()
+    if start.samples_seen >= config.train.samples:
+        if world.main:
+            say(
+                f"{task.command}: {out.url} is finished ({start.samples_seen:,} samples), nothing to do"
+            )
+        return
+    if checkpoint:
+        task.model.load_state_dict(checkpoint.tensors(MODEL))
+    engine = build_engine(
+        config.engine.kind,
+        config.engine.precision,
+        config.optimizer,
+        task.model,
+        micro,
+        config.batch_size // (micro * world.size),
+    )
+    if world.main:
+        origin = f"from {start.samples_seen:,} samples" if checkpoint else "from the start"
+        stage = f"{config.engine.kind.value} on {world.size} ranks of {engine.device}"
+        say(f"{task.command}: {parameters / 1e6:.1f}M parameters, {stage}, {origin}")
+    tracker = Tracker(out, config.tracking, config_dict(config), start.samples_seen, world.main)
+    try:
+        _Loop(config, task, engine, out, tracker, start, _start_ema(engine, checkpoint)).run()
+    finally:
+        tracker.close()
+        engine.close()
+
+
+class _Loop:
+    """The state that changes while a run goes on, and the steps that change it."""
+
+    def __init__(
+        self,
+        config: TrainingConfigs,
+        task: Task,
+        engine: Engine,
+        out: Prefix,
+        tracker: Tracker,
+        start: Progress,
+        ema: list[Tensor],
+    ) -> None:
+        self.config, self.task, self.engine, self.out, self.tracker = (
+            config,
+            task,
+            engine,
+            out,
+            tracker,
+        )
+        self.start = self.progress = start
+        self.ema = ema
+        self.weights = [parameter.detach() for parameter in engine.module.parameters()]
+        self.began = time.perf_counter()
+        self.interval = _Interval()
+
+    def run(self) -> None:
+        total, main = self.config.train.samples, self.engine.world.main
+        shown = progress(self.task.command, total, self.progress.samples_seen, shown=main)
+        with stop_flag() as stop, shown as meter:
+            for micro_batches, waited in self._batches():
+                means = self._step(micro_batches)
+                self.interval.add(waited, self.config.batch_size)
+                meter.advance(self.config.batch_size, f"loss {means['loss']:.4f}")
+                done = self.progress.samples_seen >= total
+                if done or self._due(self.config.tracking.log_every_samples):
+                    self._log(means)
+                stopping = self.engine.any(stop.requested)
+                if done or stopping or self._due(self.config.checkpoint.every_samples):
+                    self._save()
+                if done or stopping:
+                    break
+        self._summarise()
+        if stopping and not done:
+            raise preempted(self.progress.samples_seen)
+
+    def _batches(self) -> Iterator[tuple[list[Any], float]]:
+        """Each global batch's micro-batches of this rank, and the seconds spent waiting for them."""
+        config, data, world = self.config, self.task.data, self.engine.world
+        counts = [shard.samples for shard in data.manifest.shards]
+        order = Order(counts, config.data.seed, config.data.block_shards)
+        micro = micro_batch(config.batch_size, config.micro_batch_size, world.size)
+        places = training_places(
+            self.progress.samples_seen, config.batch_size, micro, world.rank, world.size
+        )
+        stream = self.task.read(data, order, places, config.data.threads)
+        steps = config.batch_size // (micro * world.size)
+        while True:
+            asked = time.perf_counter()
+            micro_batches = [next(stream) for _ in range(steps)]
+            yield micro_batches, time.perf_counter() - asked
+
+    def _step(self, micro_batches: list[Any]) -> dict[str, float]:
+        config, seen = self.config, self.progress.samples_seen
+        torch.manual_seed(step_seed(config.train.seed, seen, self.engine.world.rank))
+        rate = learning_rate(config.optimizer, seen, config.train.samples)
+        means = self.engine.update(
+            micro_batches,
+            lambda batch: self.task.losses(self.engine.model, batch, self.engine.device),
+            rate,
+        )
+        if not math.isfinite(means["loss"]):
+            raise RunError(
+                f"the loss is {means['loss']} after {seen:,} samples; the last checkpoint is from before: "
+                "lower optimizer.lr, or set engine.precision=fp32, and run again"
+            )
+        self.progress = Progress(seen + config.batch_size, self.progress.updates + 1)
+        weight = ema_weight(
+            self.progress.samples_seen, config.batch_size, config.train.ema_half_life
+        )
+        update_ema(self.ema, self.weights, weight)
+        return {**means, "lr": rate}
+
+    def _due(self, every: int) -> bool:
+        """Whether the last step passed a multiple of `every` samples."""
+        seen = self.progress.samples_seen
+        return seen // every > (seen - self.config.batch_size) // every
+
+    def _log(self, means: dict[str, float]) -> None:
+        figures = self.interval.close()
+        memory = float(
+            self.engine.sum(torch.tensor(float(peak_memory()), device=self.engine.device))
+        )
+        self.tracker.log(self.progress.samples_seen, {**means, **figures, "peak_memory": memory})
+
+    def _save(self) -> None:
+        keep = self.config.checkpoint.keep_last
+        self.tracker.write()
+        save_checkpoint(self.out, self.engine, self.ema, self.progress, keep)
+
+    def _summarise(self) -> None:
+        memory = int(self.engine.sum(torch.tensor(float(peak_memory()), device=self.engine.device)))
+        if self.engine.world.main:
+            samples = self.progress.samples_seen - self.start.samples_seen
+            seconds = time.perf_counter() - self.began
+            write_summary(self.out, self.task.command, samples, seconds, memory)
+
+
+class _Interval:
+    """Samples, waiting and time since the last line of metrics."""
+
+    def __init__(self) -> None:
+        self.samples, self.waited, self.since = 0, 0.0, time.perf_counter()
+
+    def add(self, waited: float, samples: int) -> None:
+        self.samples += samples
+        self.waited += waited
+
+    def close(self) -> dict[str, float]:
+        seconds = max(time.perf_counter() - self.since, 1e-9)
+        figures = {
+            "images_per_second": self.samples / seconds,
+            "waiting_share": self.waited / seconds,
+        }
+        self.samples, self.waited, self.since = 0, 0.0, time.perf_counter()
+        return figures
+
+
+def _start_ema(engine: Engine, checkpoint: Checkpoint | None) -> list[Tensor]:
+    """The averaged weights: the checkpoint's, or a copy of the fresh ones."""
+    named = list(engine.module.named_parameters())
+    if checkpoint is None:
+        return [parameter.detach().clone() for _, parameter in named]
+    restore_optimizer(engine, checkpoint)
+    kept = checkpoint.tensors(EMA)
+    return [torch.empty_like(p).copy_(kept[name]) for name, p in named]
+
+
+def _claim(out: Prefix, config: TrainingConfigs, task: Task) -> None:
+    """Take the prefix for this run, or make sure that it is this run's already.
+
+    Every rank may call it: whoever comes first writes, the others compare.
+    """
+    settings = {k: v for k, v in config_dict(config).items() if k not in FREE_SETTINGS}
+    settings["precision"] = config.engine.precision.value
+    settings["data"] = {
+        "fingerprint": task.data.manifest.fingerprint,
+        "seed": config.data.seed,
+        "block_shards": config.data.block_shards,
+    }
+    if config.optimizer.decay.value == "constant":
+        del settings["train"]["samples"]  # a longer run of the same is the same run
+    if claim(out, {"command": task.command, **settings}):
+        out.write(CONFIG, config_yaml(config).encode())
+
+
+def read_run(out: Prefix, command: str) -> dict[str, Any]:
+    """What a run is: the settings that decide its weights.
+
+    Raises:
+        UserError: There is no run of that command.
+    """
+    run = claimed(out)
+    if run is None or run.get("command") != command:
+        found = f"is of `ldm {run['command']}`" if run and "command" in run else "holds no run"
+        raise UserError(
+            f"{out.setting}={out.url}", found, f"give the `out` of an `ldm {command}` run"
+        )
+    return run
+
+
+def run_config(out: Prefix) -> dict[str, Any]:
+    """The resolved configuration that a run was started with."""
+    config: dict[str, Any] = parse_yaml(out.read(CONFIG).decode())
+    return config

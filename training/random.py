@@ -1,0 +1,49 @@
+"""Randomness keyed by (seed, place of a sample, purpose): never global, never dependent on ranks."""
+
+from collections.abc import Iterable
+from enum import IntEnum
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Purpose(IntEnum):
+    """What a draw is for; each has a stream of its own, so that a new one leaves the others alone."""
+
+    posterior = 0
+    noise = 1
+    timestep = 2
+    caption = 3
+    evaluation = 4
+    sampling = 5
+
+
+def generator(seed: int, place: int, purpose: Purpose) -> np.random.Generator:
+    """A generator for one sample and purpose.
+
+    Philox is counter-based: seed and place are its key, the purpose is the counter's high word.
+    Source: Salmon et al. 2011.
+    """
+    mask = 2**64 - 1
+    philox = np.random.Philox(key=[seed & mask, place & mask], counter=[0, 0, 0, int(purpose)])
+    return np.random.Generator(philox)
+
+
+def normal(seed: int, places: Iterable[int], purpose: Purpose, shape: tuple[int, ...]) -> Tensor:
+    """Standard normal noise, float32, (B, *shape), one row a place."""
+    rows = [
+        generator(seed, int(place), purpose).standard_normal(shape, dtype=np.float32)
+        for place in places
+    ]
+    return torch.from_numpy(np.stack(rows))
+
+
+def uniform(seed: int, places: Iterable[int], purpose: Purpose) -> Tensor:
+    """Uniform draws from [0, 1), float64, (B,), one a place."""
+    return torch.tensor([generator(seed, int(p), purpose).random() for p in places])
+
+
+def step_seed(seed: int, place: int, rank: int) -> int:
+    """Seed of torch's own generator for one step of a rank: dropout, the one draw not of ours."""
+    return int(generator(seed, place, Purpose.posterior).integers(2**62)) + rank

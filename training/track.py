@@ -1,0 +1,123 @@
+"""The record of a run: metrics.jsonl beside the checkpoints, and a Weights & Biases run of the same."""
+
+import hashlib
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from conf.schema import TrackingConfig, TrackingKind
+from data.storage import Prefix
+
+METRICS = "metrics.jsonl"
+SECONDS_BETWEEN_WRITES = 15.0
+
+
+def read_metrics(out: Prefix) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl; none if there is no such file."""
+    try:
+        lines = out.read(METRICS).decode().splitlines()
+    except FileNotFoundError:
+        return []
+    return [json.loads(line) for line in lines]
+
+
+class Tracker:
+    """Keeps the metrics of a run; made on every rank, writes on one.
+
+    Args:
+        out: The run.
+        config: Whether and how W&B is used.
+        settings: The run's resolved configuration.
+        samples_seen: Where the run goes on: later lines, of a process that died, are dropped.
+        main: Whether this rank writes.
+    """
+
+    def __init__(
+        self,
+        out: Prefix,
+        config: TrackingConfig,
+        settings: dict[str, Any],
+        samples_seen: int,
+        main: bool,
+    ) -> None:
+        self._out = out
+        self._main = main
+        self._lines = (
+            [x for x in read_metrics(out) if x["samples_seen"] <= samples_seen] if main else []
+        )
+        self._written = time.monotonic()
+        self._wandb = start_wandb(out, config, settings) if main else None
+
+    def log(self, samples_seen: int, values: dict[str, float]) -> None:
+        """Record the values at a place of the run."""
+        if not self._main:
+            return
+        line = {"samples_seen": samples_seen, **values}
+        self._lines.append(line)
+        if self._wandb:
+            self._wandb.log(line)
+        if time.monotonic() - self._written > SECONDS_BETWEEN_WRITES:
+            self.write()
+
+    def write(self) -> None:
+        """Bring metrics.jsonl up to date."""
+        if self._main:
+            self._out.write(
+                METRICS, "".join(json.dumps(line) + "\n" for line in self._lines).encode()
+            )
+            self._written = time.monotonic()
+
+    def close(self) -> None:
+        """Write what is left and end the W&B run."""
+        self.write()
+        if self._wandb:
+            self._wandb.finish()
+
+
+def start_wandb(
+    out: Prefix, config: TrackingConfig, settings: dict[str, Any], folder: Path | None = None
+) -> Any:
+    """A W&B run whose id follows from where the run lies, so that a resumed run goes on in the same one.
+
+    Args:
+        out: The run, or a part of it that has a W&B run of its own.
+        config: Whether and how W&B is used.
+        settings: The resolved configuration.
+        folder: Where W&B keeps its files; by default the run's folder, or the temporary one for a remote run.
+
+    Returns:
+        wandb's run, or None if tracking is off.
+    """
+    if config.kind is TrackingKind.off:
+        return None
+    os.environ.setdefault("WANDB_SILENT", "true")
+    import wandb
+
+    folder = folder or out.local or Path(tempfile.gettempdir()) / "latent-foundry"
+    folder.mkdir(parents=True, exist_ok=True)
+    run = wandb.init(
+        project=config.project,
+        name=out.url.rstrip("/").rsplit("/", 1)[-1],
+        id=hashlib.sha256(out.url.encode()).hexdigest()[:12],
+        resume="allow",
+        mode=config.kind.value,
+        dir=str(folder),
+        config=settings,
+        settings=wandb.Settings(console="off"),
+    )
+    run.define_metric("samples_seen")
+    run.define_metric("*", step_metric="samples_seen")
+    return run
+
+
+def wandb_image(image: NDArray[np.uint8], caption: str) -> Any:
+    """An image (H, W, 3) as W&B logs it."""
+    import wandb
+
+    return wandb.Image(image, caption=caption)
