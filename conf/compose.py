@@ -1,4 +1,6 @@
-"""From command-line overrides to one typed configuration, or one clear line about what is wrong with them."""
+"""From command-line overrides to one typed configuration, or one clear line about what is wrong
+with them.
+"""
 
 import contextlib
 import difflib
@@ -9,7 +11,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -38,7 +40,8 @@ def compose_config(command: str, overrides: list[str]) -> Any:
         An instance of the command's dataclass, its cross-field rules checked.
 
     Raises:
-        UserError: An unknown setting, a wrong type, a missing value or a combination that cannot work.
+        UserError: An unknown setting, a wrong type, a missing value or a combination that cannot
+            work.
     """
     config = _compose(command, overrides)
     missing = sorted(OmegaConf.missing_keys(config))
@@ -61,7 +64,7 @@ def settings_help(command: str, overrides: list[str]) -> list[tuple[str, str, st
     """Every setting of a command as (name, value, meaning); missing values read `required`."""
     config = _compose(command, overrides)
     rows = []
-    for name, doc in _settings(OmegaConf.get_type(config), config):
+    for name, doc in _settings(OmegaConf.get_type(config) or COMMANDS[command], config):
         missing = name in OmegaConf.missing_keys(config)
         value = "required" if missing else OmegaConf.select(config, name)
         rows.append((name, str(getattr(value, "value", value)), doc))
@@ -80,7 +83,9 @@ def _compose(command: str, overrides: list[str]) -> DictConfig:
 
 def _hydra_compose(command: str, overrides: list[str]) -> DictConfig:
     with initialize_config_module("conf", version_base="1.3"):
-        return compose(command, overrides)
+        config = compose(command, overrides)
+    OmegaConf.resolve(config)
+    return config
 
 
 def _check_name(command: str, override: str) -> None:
@@ -112,14 +117,21 @@ def group_choices(group: str) -> list[str]:
 
 
 def _explain(command: str, overrides: list[str], error: Exception) -> UserError:
-    """Name the override that Hydra or OmegaConf refused: the one without which composition succeeds."""
+    """Name the override that Hydra or OmegaConf refused: the one without which composition
+    succeeds.
+    """
     meanings = dict(_settings(COMMANDS[command]))
     wrong = _first_line(error.__cause__ or error)
     for i, override in enumerate(overrides):
         with contextlib.suppress(HydraException, OmegaConfBaseException):
             _hydra_compose(command, overrides[:i] + overrides[i + 1 :])
             name = override.partition("=")[0]
-            return UserError(override, wrong, f"{name} is: {meanings.get(name, 'a choice')}")
+            remedy = f"`ldm {command} --help` lists the choices that fit"
+            if isinstance(error, OverrideParseException):
+                remedy = f"write {name}=VALUE, with quotes around a VALUE that has signs in it"
+            elif name in meanings:
+                remedy = f"{name} is: {meanings[name]}"
+            return UserError(override, wrong, remedy)
     return UserError(" ".join(overrides) or command, wrong, f"see `ldm {command} --help`")
 
 
@@ -130,7 +142,9 @@ def _first_line(error: BaseException) -> str:
 def _settings(
     schema: type, config: DictConfig | None = None, prefix: str = ""
 ) -> Iterator[tuple[str, str]]:
-    """Names and meanings of all settings; a group with choices is looked up in `config`, or else lists them all."""
+    """Names and meanings of all settings; a group with choices is looked up in `config`, or else
+    lists them all.
+    """
     for item in fields(schema):
         name = f"{prefix}{item.name}"
         nested = item.type

@@ -1,4 +1,6 @@
-"""The one exception for a user's mistake. The command line prints it on one line and exits with code 2."""
+"""The one exception for a user's mistake. The command line prints it on one line and exits with
+code 2.
+"""
 
 
 class UserError(Exception):
@@ -12,8 +14,13 @@ class UserError(Exception):
 
     def __init__(self, setting: str, wrong: str, remedy: str) -> None:
         self.setting, self.wrong, self.remedy = setting, wrong, remedy
-        super().__init__(f"{setting}: {wrong}; {remedy}")
+        super().__init__(setting, wrong, remedy)  # all of them, so that it can be pickled
+
+    def __str__(self) -> str:
+        return f"{self.setting}: {self.wrong}; {self.remedy}"
 
 
 class RunError(Exception):
-    """Work that cannot go on though the settings are right: the line says what happened and what to do."""
+    """Work that cannot go on though the settings are right: the line says what happened and what to
+    do.
+    """

@@ -6,6 +6,7 @@ from conf.errors import UserError
 from conf.schema import (
     AutoencoderCommand,
     CacheCommand,
+    DataConfig,
     EngineKind,
     EvaluateCommand,
     KLAutoencoderConfig,
@@ -45,14 +46,17 @@ def check(config: Any) -> None:
                     "give autoencoder=trained autoencoder.url=URL of an `ldm autoencoder` run",
                 )
             _positive(config, "micro_batch_size")
+            _data(config.data)
         case TrainCommand():
             _share("diffusion.caption_dropout", config.diffusion.caption_dropout)
             _training(config)
         case SampleCommand():
+            _prompts(config.prompts)
             _sampler(config.sampler)
             _positive(config, "images_per_prompt")
         case EvaluateCommand():
             _positive(config, "draws")
+            _data(config.data)
 
 
 def micro_batch(batch_size: int, micro_batch_size: int | None, ranks: int) -> int:
@@ -76,6 +80,9 @@ def micro_batch(batch_size: int, micro_batch_size: int | None, ranks: int) -> in
 
 def _training(config: AutoencoderCommand | TrainCommand) -> None:
     _positive(config, "batch_size")
+    if config.micro_batch_size is not None:
+        _positive(config, "micro_batch_size")
+    _data(config.data)
     if config.engine.kind is EngineKind.single and config.cluster.processes > 1:
         raise UserError(
             "engine=single",
@@ -90,24 +97,39 @@ def _training(config: AutoencoderCommand | TrainCommand) -> None:
         ("checkpoint.every_samples", config.checkpoint.every_samples),
         ("checkpoint.keep_last", config.checkpoint.keep_last),
         ("tracking.log_every_samples", config.tracking.log_every_samples),
-        ("data.threads", config.data.threads),
-        ("data.block_shards", config.data.block_shards),
     ):
-        if value < 1:
-            raise UserError(f"{name}={value}", "is too small", "give 1 or more")
+        _at_least_one(name, value)
     micro_batch(config.batch_size, config.micro_batch_size, config.cluster.processes)
 
 
+def _data(config: DataConfig) -> None:
+    _at_least_one("data.threads", config.threads)
+    _at_least_one("data.block_shards", config.block_shards)
+
+
+def _prompts(prompts: Any) -> None:
+    texts = prompts if isinstance(prompts, list) else [prompts]
+    if not texts or not all(isinstance(text, str) for text in texts):
+        raise UserError(
+            f"prompts={prompts}",
+            "is not text",
+            "give a list, prompts=['red apple','a cat'], or the URL of a file",
+        )
+
+
 def _sampler(config: SamplerConfig) -> None:
-    if config.steps < 1:
-        raise UserError(f"sampler.steps={config.steps}", "is too small", "give 1 or more")
+    _at_least_one("sampler.steps", config.steps)
     _share("sampler.eta", config.eta)
 
 
 def _positive(config: Any, *names: str) -> None:
     for name in names:
-        if getattr(config, name) < 1:
-            raise UserError(f"{name}={getattr(config, name)}", "is too small", "give 1 or more")
+        _at_least_one(name, getattr(config, name))
+
+
+def _at_least_one(name: str, value: int) -> None:
+    if value < 1:
+        raise UserError(f"{name}={value}", "is too small", "give 1 or more")
 
 
 def _share(name: str, value: float) -> None:

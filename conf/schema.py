@@ -131,6 +131,9 @@ class KLAutoencoderConfig(AutoencoderConfig):
     patch_size: int = setting(
         "pixels to a side that the first layer folds into channels; 1 is the paper's", 1
     )
+    linear_shortcut: bool = setting(
+        "a linear map from patches to moments and back beside the network", False
+    )
     norm_groups: int = setting("groups of every GroupNorm", 32)
 
 

@@ -1,1 +1,3 @@
-"""Datasets: storage, shards, manifests, order and reading. Works in bytes and numpy; imports no torch."""
+"""Datasets: storage, shards, manifests, order and reading. Works in bytes and numpy; imports no
+torch.
+"""

@@ -11,7 +11,8 @@ SETTINGS = "settings.json"
 
 
 def claim(out: Prefix, settings: dict[str, Any]) -> bool:
-    """Take a prefix for the work that `settings` describe; any number of processes may do so at once.
+    """Take a prefix for the work that `settings` describe; any number of processes may do so at
+    once.
 
     Args:
         out: Where the work's results go.

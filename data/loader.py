@@ -1,4 +1,6 @@
-"""Samples to collated micro-batches, read ahead by threads. The only state is a place in the order of samples."""
+"""Samples to collated micro-batches, read ahead by threads. The only state is a place in the order
+of samples.
+"""
 
 import io
 import json

@@ -47,7 +47,8 @@ class Shard:
 class LatentSpec:
     """What the numbers of a latent dataset mean.
 
-    A final latent is (z - shift) * scale per channel, where z is drawn from the stored mean and log-variance.
+    A final latent is (z - shift) * scale per channel, where z is drawn from the stored mean and
+    log-variance.
 
     Args:
         channels: Latent channels C; the stored moments have 2C.
@@ -102,7 +103,8 @@ class Manifest:
         kind: `images` or `latents`.
         members: Extensions of a sample's members, in the order of the index's columns.
         shards: The shards, in order.
-        identity: Hash of what the dataset was asked to be: source, settings, parents. Known before the work starts.
+        identity: Hash of what the dataset was asked to be: source, settings, parents. Known before
+            the work starts.
         settings: The same in words, for people.
         parent: Fingerprint of the dataset that this one was made from.
         latents: For latents, what the moments mean.
@@ -148,7 +150,8 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
     """Read a manifest and check that it is whole.
 
     Raises:
-        UserError: It is no manifest, of a newer format, or its fingerprint is not that of its content.
+        UserError: It is no manifest, of a newer format, or its fingerprint is not that of its
+            content.
     """
     try:
         raw = json.loads(content)
@@ -167,9 +170,10 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
             text=_spec(TextSpec, raw["text"]),
             origins=raw["origins"],
         )
-    except (ValueError, KeyError, TypeError) as error:
+        fingerprint = raw["fingerprint"]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(where, f"is no manifest ({error})", "make the dataset again") from error
-    if manifest.fingerprint != raw["fingerprint"]:
+    if manifest.fingerprint != fingerprint:
         raise UserError(where, "was changed after it was written", "make the dataset again")
     return manifest
 

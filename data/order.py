@@ -1,8 +1,9 @@
 """The order of samples as a pure function of (shard sizes, seed, place).
 
-A place counts samples from the start of the run, over all epochs and ranks. In each epoch the shards are permuted, then
-the samples within every block of neighbouring shards. Nothing here depends on world size, workers, restarts or the
-clock, nor on a library's random generator: the permutations are argsorts of a fixed integer hash.
+A place counts samples from the start of the run, over all epochs and ranks. In each epoch the
+shards are permuted, then the samples within every block of neighbouring shards. Nothing here
+depends on world size, workers, restarts or the clock, nor on a library's random generator: the
+permutations are argsorts of a fixed integer hash.
 """
 
 from collections.abc import Sequence
@@ -17,7 +18,8 @@ UINT64 = NDArray[np.uint64]
 def mix(values: UINT64) -> UINT64:
     """The finaliser of SplitMix64, a bijection on 64-bit integers.
 
-    Source: Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014, figure 15.
+    Source: Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014, figure
+    15.
     """
     z = (values + np.uint64(0x9E3779B97F4A7C15)).astype(np.uint64)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -39,7 +41,8 @@ class Order:
     Args:
         counts: Samples of each shard, in the manifest's order.
         seed: Seed of all permutations.
-        block_shards: Shards whose samples are permuted together. The reader needs that many open at once.
+        block_shards: Shards whose samples are permuted together. The reader needs that many open at
+            once.
     """
 
     def __init__(self, counts: Sequence[int], seed: int, block_shards: int) -> None:
@@ -49,7 +52,8 @@ class Order:
         self.epoch_samples = int(self.counts.sum())
         if self.epoch_samples == 0:
             raise ValueError("an order needs at least one sample")
-        # Large enough for the block that is being read and the next, on each side of an epoch's end.
+        # Large enough for the block that is being read and the next, on each side of an epoch's
+        # end.
         self._block = lru_cache(maxsize=4)(self._permuted_block)
         self._epoch = lru_cache(maxsize=2)(self._permuted_shards)
 
@@ -57,7 +61,8 @@ class Order:
         """The samples at places `start` to `stop`.
 
         Returns:
-            (stop - start, 2): for every place the shard's number in the manifest and the row in that shard.
+            (stop - start, 2): for every place the shard's number in the manifest and the row in
+            that shard.
         """
         parts = []
         while start < stop:
@@ -93,8 +98,8 @@ def rank_places(
 ) -> range:
     """The places of one rank's micro-batch within the global batch that starts at `batch_start`.
 
-    Ranks and accumulation steps cut the global batch into neighbouring pieces, so that the batch holds the same
-    samples for every world size.
+    Ranks and accumulation steps cut the global batch into neighbouring pieces, so that the batch
+    holds the same samples for every world size.
     """
     start = batch_start + (accumulation_step * world_size + rank) * micro_batch_size
     return range(start, start + micro_batch_size)

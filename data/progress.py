@@ -1,4 +1,6 @@
-"""What a person sees of a long command: a bar on a terminal, a line every so often in a log, and a summary kept."""
+"""What a person sees of a long command: a bar on a terminal, a line every so often in a log, and a
+summary kept.
+"""
 
 import json
 import resource
@@ -59,7 +61,8 @@ class Meter:
             self.printed = time.perf_counter()
             left = (self.total - self.done) / max(self.rate, 1e-9)
             say(
-                f"{self.name}: {self.done:,} of {self.total:,} {self.unit}, {shown_note}, {left:,.0f} s to go"
+                f"{self.name}: {self.done:,} of {self.total:,} {self.unit}, "
+                f"{shown_note}, {left:,.0f} s to go"
             )
 
     def close(self) -> None:
@@ -119,7 +122,9 @@ def read_summary(out: Prefix) -> list[dict[str, Any]]:
 
 
 def peak_memory() -> int:
-    """The largest resident memory of this process so far and of its largest finished child, in bytes."""
+    """The largest resident memory of this process so far and of its largest finished child, in
+    bytes.
+    """
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     child = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     return (own + child) * 1024

@@ -18,7 +18,7 @@ class Pair:
     """One image and its caption, as a source yields them.
 
     Args:
-        key: Unique in the dataset; letters, digits, `-` and `_` only.
+        key: Unique in the dataset; ASCII letters, digits, `-`, `_` and `~` only.
         image: RGB, uint8, (H, W, 3).
         caption: The caption, any language.
         meta: What else is known, JSON-ready.

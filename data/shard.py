@@ -1,5 +1,6 @@
-"""Datasets are made here, shard by shard: each appears whole, an interrupted command takes up where it was, and an
-`out` that holds something else is refused. Used for raw shards and for latent shards alike.
+"""Datasets are made here, shard by shard: each appears whole, an interrupted command takes up where
+it was, and an `out` that holds something else is refused. Used for raw shards and for latent shards
+alike.
 """
 
 import io
@@ -33,7 +34,9 @@ BYTES_PER_PIXEL = 2
 
 @dataclass(frozen=True, slots=True)
 class ShardEntry:
-    """A finished shard and what its maker wants to remember of it (statistics, counts), JSON-ready."""
+    """A finished shard and what its maker wants to remember of it (statistics, counts),
+    JSON-ready.
+    """
 
     shard: Shard
     extra: dict[str, Any]

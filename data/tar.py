@@ -1,4 +1,6 @@
-"""Tar shards: writing what stock WebDataset reads, and the index that makes every sample one range read away."""
+"""Tar shards: writing what stock WebDataset reads, and the index that makes every sample one range
+read away.
+"""
 
 import io
 import tarfile
@@ -13,11 +15,15 @@ from data.sample import RawSample
 
 
 class CorruptShard(Exception):
-    """A shard, index or sample that is not what its manifest says; names the shard and where in it."""
+    """A shard, index or sample that is not what its manifest says; names the shard and where in
+    it.
+    """
 
 
 def index_dtype(key_bytes: int, num_members: int) -> np.dtype[Any]:
-    """One row a sample: key, and for every member its offset, length (-1: it has none) and CRC-32."""
+    """One row a sample: key, and for every member its offset, length (-1: it has none) and
+    CRC-32.
+    """
     return np.dtype(
         [
             ("key", f"S{key_bytes}"),
@@ -40,7 +46,9 @@ def write_tar(samples: Iterable[RawSample]) -> bytes:
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """A member's name as WebDataset splits it: key up to the first dot of the last part, then the extension."""
+    """A member's name as WebDataset splits it: key up to the first dot of the last part, then the
+    extension.
+    """
     folder, _, base = name.rpartition("/")
     stem, _, extension = base.partition(".")
     return (f"{folder}/{stem}" if folder else stem), extension
@@ -58,14 +66,15 @@ def index_tar(content: bytes, members: Sequence[str], name: str) -> NDArray[np.v
         Rows of `index_dtype`, one a sample, in the tar's order.
 
     Raises:
-        CorruptShard: The tar is cut or damaged, holds something other than plain files, or a key comes twice.
+        CorruptShard: The tar is cut or damaged, holds something other than plain files, or a key
+            comes twice.
     """
     found: dict[str, dict[str, tuple[int, int, int]]] = {}
     previous = None
     try:
         with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as archive:
             for item in archive:
-                if not item.isreg():
+                if not item.isreg() or item.issparse():
                     raise CorruptShard(f"{name}: {item.name!r} is not a plain file")
                 key, extension = split_name(item.name)
                 if key != previous and key in found:
@@ -77,12 +86,13 @@ def index_tar(content: bytes, members: Sequence[str], name: str) -> NDArray[np.v
                 place = (item.offset_data, item.size, zlib.crc32(payload))
                 found.setdefault(key, {})[extension] = place
             end = archive.offset
-    except tarfile.TarError as error:
+        keys = [key.encode() for key in found]
+    except (tarfile.TarError, UnicodeError) as error:
         raise CorruptShard(f"{name}: is not a whole tar ({error})") from error
-    # tarfile takes a cut at a member's border for the end; a whole tar ends in two blocks of zeros.
-    if content[end : end + 1024] != bytes(1024):
-        raise CorruptShard(f"{name}: has no end mark, so it is cut")
-    keys = [key.encode() for key in found]
+    # tarfile takes a cut at a member's border, or a header that is gone, for the end; a whole tar
+    # ends in two blocks of zeros, and nothing comes after them.
+    if len(content) < end + 1024 or content[end:].strip(b"\0"):
+        raise CorruptShard(f"{name}: has no end mark, so it is cut or damaged")
     index = np.zeros(len(keys), dtype=index_dtype(max(map(len, keys), default=1), len(members)))
     index["key"] = keys
     for row, places in zip(index, found.values(), strict=True):

@@ -5,7 +5,7 @@ import io
 import numpy as np
 
 from conf.schema import VerifyCommand
-from data.manifest import Shard, sha256
+from data.manifest import EMPTY_TEXT, Shard, sha256
 from data.progress import progress, say
 from data.stream import Dataset, open_dataset
 from data.tar import CorruptShard, read_member
@@ -18,7 +18,7 @@ def verify(config: VerifyCommand) -> int:
         0 if all is as the manifest says, else 1.
     """
     data = open_dataset(config.data.url, "any")
-    broken = []
+    broken = _empty_text_faults(data)
     with progress("verify", data.manifest.samples, unit="samples") as meter:
         for shard in data.manifest.shards:
             broken += _faults(data, shard)
@@ -28,6 +28,20 @@ def verify(config: VerifyCommand) -> int:
     count = f"{data.manifest.samples:,} samples in {len(data.manifest.shards):,} shards"
     say(f"verify: {count}, {len(broken)} broken; fingerprint {data.manifest.fingerprint}")
     return 1 if broken else 0
+
+
+def _empty_text_faults(data: Dataset) -> list[str]:
+    """What is wrong with the empty caption's embedding, if the dataset has one."""
+    spec = data.manifest.text
+    if spec is None:
+        return []
+    try:
+        content = data.prefix.read(EMPTY_TEXT)
+    except FileNotFoundError:
+        return [f"{EMPTY_TEXT}: is missing"]
+    if sha256(content) != spec.empty_sha256:
+        return [f"{EMPTY_TEXT}: is not what the manifest pins"]
+    return []
 
 
 def _faults(data: Dataset, shard: Shard) -> list[str]:

@@ -1,4 +1,6 @@
-"""`ldm COMMAND [group=choice] [key=value] ...`: composes, dispatches, and says in one line what is wrong."""
+"""`ldm COMMAND [group=choice] [key=value] ...`: composes, dispatches, and says in one line what is
+wrong.
+"""
 
 import os
 import sys
@@ -38,7 +40,8 @@ def run(arguments: list[str]) -> int:
     """Run a command line.
 
     Returns:
-        Exit code: 0 done, 1 failed, 2 a mistake in the command line, 75 stopped after a checkpoint, 130 interrupted.
+        Exit code: 0 done, 1 failed, 2 a mistake in the command line, 75 stopped after a checkpoint,
+        130 interrupted.
     """
     die_with_parent()
     try:

@@ -1,4 +1,6 @@
-"""`ldm demo`: the whole chain on OpenMoji's emoji, each stage run as its own command would run it."""
+"""`ldm demo`: the whole chain on OpenMoji's emoji, each stage run as its own command would run
+it.
+"""
 
 import os
 import shlex
@@ -117,7 +119,8 @@ def run_demo(config: DemoCommand) -> int:
         code = _run(command, environment)
         if code:
             say(
-                f"ldm demo: stopped in {stage.what} (exit code {code}); the same command goes on from there"
+                f"demo: stopped in {stage.what} (exit code {code}); "
+                "the same command goes on from there"
             )
             return code
     page = f"{config.out}/run/report.html"

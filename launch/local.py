@@ -61,8 +61,8 @@ def run_ranks(arguments: list[str], cluster: ClusterConfig) -> int:
 
 
 def die_with_parent() -> None:
-    """Have the kernel kill this process when the `ldm` that started it dies, so that no rank is left
-    behind to write beside the next run. Linux only; elsewhere nothing happens.
+    """Have the kernel kill this process when the `ldm` that started it dies, so that no rank is
+    left behind to write beside the next run. Linux only; elsewhere nothing happens.
     """
     if PARENT not in os.environ or not sys.platform.startswith("linux"):
         return

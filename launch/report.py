@@ -1,4 +1,6 @@
-"""`ldm report`: a run, from its images to its samples, as one HTML page, one picture and one W&B run."""
+"""`ldm report`: a run, from its images to its samples, as one HTML page, one picture and one W&B
+run.
+"""
 
 import base64
 import html
@@ -146,8 +148,8 @@ def page(findings: Findings, image: bytes) -> str:
         _png(rate_chart(findings.stages)),
         "<h2>The run</h2>",
         _table(("what", "value"), facts),
-        f"<details><summary>settings</summary><pre>{html.escape(json.dumps(findings.run, indent=1))}"
-        "</pre></details>",
+        "<details><summary>settings</summary>",
+        f"<pre>{html.escape(json.dumps(findings.run, indent=1))}</pre></details>",
         "<details><summary>all in one picture</summary>",
         _png(image),
         "</details>",
@@ -167,7 +169,8 @@ table {{ border-collapse: collapse; }} td, th {{ padding: .25rem .9rem .25rem 0;
 td:not(:first-child) {{ font-variant-numeric: tabular-nums; }}
 pre {{ background: #f5f5f5; padding: .8rem; overflow-x: auto; }}
 img {{ max-width: 100%; height: auto; }}
-.gallery {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(8rem, 1fr)); gap: 1rem; }}
+.gallery {{ display: grid; gap: 1rem;
+  grid-template-columns: repeat(auto-fill, minmax(8rem, 1fr)); }}
 .gallery img {{ width: 100%; image-rendering: pixelated; border: 1px solid #eee; }}
 figure {{ margin: 0; }} figcaption {{ font-size: .85rem; color: #444; }}
 </style></head><body>

@@ -98,12 +98,14 @@ def check_size(model: KLAutoencoder, size: int | None, url: str) -> None:
     if size is not None and size % model.downsampling:
         raise UserError(
             f"data.url={url}",
-            f"has images of {size} pixels, and the autoencoder makes them {model.downsampling} times smaller",
+            f"has images of {size} pixels, and the autoencoder divides by {model.downsampling}",
             f"shard again with a size that is a multiple of {model.downsampling}",
         )
 
 
 def to_images(batch: ImageBatch, device: torch.device) -> Tensor:
-    """Images of a batch as the models take them: float32 in [-1, 1], (B, 3, H, W), channels last."""
+    """Images of a batch as the models take them: float32 in [-1, 1], (B, 3, H, W), channels
+    last.
+    """
     pixels = torch.from_numpy(batch.images).to(device)
     return pixels.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)

@@ -1,4 +1,6 @@
-"""`ldm cache`: raw shards to latent shards, one for one, with what the numbers mean in the manifest."""
+"""`ldm cache`: raw shards to latent shards, one for one, with what the numbers mean in the
+manifest.
+"""
 
 import time
 from collections.abc import Iterator

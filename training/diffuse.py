@@ -58,7 +58,7 @@ def build_unet(config: UNetConfig, manifest: Manifest) -> UNet:
     if manifest.latents.size % halvings:
         raise UserError(
             f"unet.channel_mult={list(config.channel_mult)}",
-            f"halves {manifest.latents.size}x{manifest.latents.size} latents {len(config.channel_mult) - 1} times",
+            f"halves latents of {manifest.latents.size} places more often than they can be",
             "give fewer levels",
         )
     try:
@@ -144,7 +144,7 @@ def load_trained(url: str) -> TrainedModel:
         if now != then:
             raise UserError(
                 f"checkpoint={url}",
-                f"the {name} at {manifest.origins[name]} is not the one that the latents were made with",
+                f"the {name} at {manifest.origins[name]} is not the one that made the latents",
                 "put the old one back, or cache and train again",
             )
     return TrainedModel(

@@ -1,7 +1,7 @@
 """`ldm evaluate`: what a run has learned, measured on images that it was not trained on.
 
-Reconstruction PSNR of the autoencoder, and the denoising loss with the right captions, with those of
-other images and with empty ones, over the same noise and timesteps.
+Reconstruction PSNR of the autoencoder, and the denoising loss with the right captions, with those
+of other images and with empty ones, over the same noise and timesteps.
 """
 
 import json
@@ -50,7 +50,8 @@ class Estimate:
 
 
 def estimate(values: NDArray[np.floating[Any]], groups: list[str]) -> Estimate:
-    """The mean of per-image values and its standard error, images of one group counted as dependent.
+    """The mean of per-image values and its standard error, images of one group counted as
+    dependent.
 
     An emoji in five skin tones is not five independent pieces of evidence: the error sums residuals
     within a group first.
@@ -104,7 +105,7 @@ def describe(result: dict[str, Any]) -> str:
     """The evidence in words, with standard errors."""
     psnr = Estimate(**result["psnr"])
     lines = [
-        f"held-out images: {result['images']} in {result['groups']} groups (skin tones count as one)",
+        f"held-out images: {result['images']} in {result['groups']} independent groups",
         f"reconstruction PSNR: {psnr.mean:.2f} ± {psnr.error:.2f} dB",
     ]
     for name in CAPTIONS:
@@ -121,10 +122,11 @@ def describe(result: dict[str, Any]) -> str:
 
 def _check(config: EvaluateCommand, data: Dataset, model: TrainedModel) -> None:
     size = model.spec.size * model.spec.downsampling
-    if data.manifest.settings.get("size") != size:
+    given = data.manifest.settings.get("size")
+    if given != size:
         raise UserError(
             f"data.url={config.data.url}",
-            f"has images of {data.manifest.settings.get('size')} pixels, the run was trained on {size}",
+            f"has images of {given} pixels, the run was trained on {size}",
             f"shard with size={size}",
         )
     if data.manifest.samples < 2:

@@ -1,4 +1,6 @@
-"""The training loop, one for every model: read, step, run what is due, stop when done or told to, save."""
+"""The training loop, one for every model: read, step, run what is due, stop when done or told to,
+save.
+"""
 
 import math
 import time
@@ -54,7 +56,8 @@ class Task:
         model: The plain model with fresh weights, the same on every rank.
         data: The dataset to read.
         read: Micro-batches at the given places.
-        losses: Per-sample values of a micro-batch, (B,) each; `loss` is minimised. Called with the wrapped model.
+        losses: Per-sample values of a micro-batch, (B,) each; `loss` is minimised. Called with the
+            wrapped model.
     """
 
     command: str
@@ -83,7 +86,8 @@ def train(config: TrainingConfigs, task: Task) -> None:
     if start.samples_seen >= config.train.samples:
         if world.main:
             say(
-                f"{task.command}: {out.url} is finished ({start.samples_seen:,} samples), nothing to do"
+                f"{task.command}: {out.url} is finished ({start.samples_seen:,} samples), "
+                "nothing to do"
             )
         return
     if checkpoint:
@@ -155,7 +159,9 @@ class _Loop:
             raise preempted(self.progress.samples_seen)
 
     def _batches(self) -> Iterator[tuple[list[Any], float]]:
-        """Each global batch's micro-batches of this rank, and the seconds spent waiting for them."""
+        """Each global batch's micro-batches of this rank, and the seconds spent waiting for
+        them.
+        """
         config, data, world = self.config, self.task.data, self.engine.world
         counts = [shard.samples for shard in data.manifest.shards]
         order = Order(counts, config.data.seed, config.data.block_shards)
@@ -181,7 +187,8 @@ class _Loop:
         )
         if not math.isfinite(means["loss"]):
             raise RunError(
-                f"the loss is {means['loss']} after {seen:,} samples; the last checkpoint is from before: "
+                f"the loss is {means['loss']} after {seen:,} samples; "
+                "the last checkpoint is from before: "
                 "lower optimizer.lr, or set engine.precision=fp32, and run again"
             )
         self.progress = Progress(seen + config.batch_size, self.progress.updates + 1)

@@ -1,4 +1,6 @@
-"""Randomness keyed by (seed, place of a sample, purpose): never global, never dependent on ranks."""
+"""Randomness keyed by (seed, place of a sample, purpose): never global, never dependent on
+ranks.
+"""
 
 from collections.abc import Iterable
 from enum import IntEnum
@@ -9,7 +11,9 @@ from torch import Tensor
 
 
 class Purpose(IntEnum):
-    """What a draw is for; each has a stream of its own, so that a new one leaves the others alone."""
+    """What a draw is for; each has a stream of its own, so that a new one leaves the others
+    alone.
+    """
 
     posterior = 0
     noise = 1

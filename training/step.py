@@ -1,4 +1,6 @@
-"""From a micro-batch of cached latents to per-sample losses. The one place where latents are made final."""
+"""From a micro-batch of cached latents to per-sample losses. The one place where latents are made
+final.
+"""
 
 from collections.abc import Mapping
 from typing import NamedTuple

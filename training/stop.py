@@ -43,6 +43,7 @@ class Preempted(Exception):
 def preempted(samples_seen: int) -> Preempted:
     """Say where the run stopped."""
     say(
-        f"stopped after {samples_seen:,} samples, checkpoint saved; the same command goes on from there"
+        f"stopped after {samples_seen:,} samples, checkpoint saved; "
+        "the same command goes on from there"
     )
     return Preempted()

@@ -1,4 +1,6 @@
-"""The record of a run: metrics.jsonl beside the checkpoints, and a Weights & Biases run of the same."""
+"""The record of a run: metrics.jsonl beside the checkpoints, and a Weights & Biases run of the
+same.
+"""
 
 import hashlib
 import json
@@ -83,13 +85,15 @@ class Tracker:
 def start_wandb(
     out: Prefix, config: TrackingConfig, settings: dict[str, Any], folder: Path | None = None
 ) -> Any:
-    """A W&B run whose id follows from where the run lies, so that a resumed run goes on in the same one.
+    """A W&B run whose id follows from where the run lies, so that a resumed run goes on in the same
+    one.
 
     Args:
         out: The run, or a part of it that has a W&B run of its own.
         config: Whether and how W&B is used.
         settings: The resolved configuration.
-        folder: Where W&B keeps its files; by default the run's folder, or the temporary one for a remote run.
+        folder: Where W&B keeps its files; by default the run's folder, or the temporary one for a
+            remote run.
 
     Returns:
         wandb's run, or None if tracking is off.

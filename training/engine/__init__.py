@@ -1,1 +1,3 @@
-"""Ranks, engines and checkpoints: the only room that imports accelerate, deepspeed or torch.distributed."""
+"""Ranks, engines and checkpoints: the only room that imports accelerate, deepspeed or
+torch.distributed.
+"""

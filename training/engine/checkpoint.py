@@ -1,4 +1,5 @@
-"""Checkpoints of a run: written by all ranks, committed by a last file with hashes, verified on load.
+"""Checkpoints of a run: written by all ranks, committed by a last file with hashes, verified on
+load.
 
 A checkpoint is `checkpoints/STEP/` with safetensors files, `state.json`, and `commit.json`, which
 lists every file with its size and SHA-256. Without `commit.json` it does not exist.
@@ -31,7 +32,8 @@ class Progress:
     """Where a run is.
 
     Args:
-        samples_seen: Samples trained on, over all ranks: the place in the data and in every schedule.
+        samples_seen: Samples trained on, over all ranks: the place in the data and in every
+            schedule.
         updates: Optimizer steps.
     """
 

@@ -45,16 +45,9 @@ ReadState = Callable[[str, str, int, int], Tensor]
 
 def collect_fragments(engine: Engine) -> dict[str, Tensor]:
     """This rank's share of the optimizer state; over all ranks every element once."""
-    if engine.zero_stage:
-        return {str(place): tensor for place, tensor in _zero_fragments(engine)}
-    if not engine.world.main:  # without ZeRO all ranks hold the same
+    if not engine.zero_stage and not engine.world.main:  # without ZeRO all ranks hold the same
         return {}
-    state = engine.optimizer.state
-    return {
-        str(Fragment(name, kind, 0)): state[parameter][kind].flatten()
-        for name, parameter in engine.module.named_parameters()
-        for kind in STATES
-    }
+    return {str(place): state.flatten() for place, state in _views(engine)}
 
 
 def restore_fragments(engine: Engine, updates: int, read: ReadState) -> None:
@@ -65,37 +58,24 @@ def restore_fragments(engine: Engine, updates: int, read: ReadState) -> None:
         updates: Optimizer steps that the state has seen.
         read: Where the elements come from.
     """
-    optimizer = engine.optimizer.optimizer
-    while not isinstance(optimizer, torch.optim.AdamW):  # Accelerate and DeepSpeed each wrap it
-        optimizer = optimizer.optimizer
-    if engine.zero_stage:
-        for partition in flat_partitions(engine):
-            optimizer.state[partition] = _empty_state(partition, updates)
-        for name, parameter in engine.module.named_parameters():
-            mapping = parameter._hp_mapping
-            if mapping is None:
-                continue
-            partition = flat_partitions(engine)[mapping.param_group_index]
-            piece, place = mapping.lp_fragment_address, mapping.hp_fragment_address
-            for kind in STATES:
-                target = optimizer.state[partition][kind].narrow(0, place.start, place.numel)
-                target.copy_(read(name, kind, piece.start, piece.numel))
-        return
+    for weights in flat_partitions(engine) if engine.zero_stage else engine.module.parameters():
+        engine.adamw.state[weights] = _empty_state(weights, updates)
+    for place, state in _views(engine):
+        values = read(place.parameter, place.state, place.start, state.numel())
+        state.copy_(values.reshape(state.shape))
+
+
+def _views(engine: Engine) -> Iterator[tuple[Fragment, Tensor]]:
+    """Every piece of state that this rank keeps, as a view of what the optimizer uses."""
     for name, parameter in engine.module.named_parameters():
-        state = _empty_state(parameter, updates)
         for kind in STATES:
-            values = read(name, kind, 0, parameter.numel())
-            state[kind].copy_(values.reshape(parameter.shape))
-        optimizer.state[parameter] = state
-
-
-def _zero_fragments(engine: Engine) -> Iterator[tuple[Fragment, Tensor]]:
-    for name, parameter in engine.module.named_parameters():
-        mapping = parameter._hp_mapping
-        if mapping is not None:
-            for kind in STATES:
-                place = Fragment(name, kind, mapping.lp_fragment_address.start)
-                yield place, mapping.get_optim_state_fragment(kind)
+            if not engine.zero_stage:
+                yield Fragment(name, kind, 0), engine.adamw.state[parameter][kind]
+            elif (mapping := parameter._hp_mapping) is not None:
+                partition = flat_partitions(engine)[mapping.param_group_index]
+                place = mapping.hp_fragment_address
+                state = engine.adamw.state[partition][kind].narrow(0, place.start, place.numel)
+                yield Fragment(name, kind, mapping.lp_fragment_address.start), state
 
 
 def _empty_state(like: Tensor, updates: int) -> dict[str, Tensor]:

@@ -1,11 +1,12 @@
 """One interface over single process, data parallel and DeepSpeed ZeRO, all through Accelerate.
 
-The model comes in plain and is wrapped here. Weights and optimizer stay in float32; bf16 is autocast
-around the forward pass, so that a checkpoint means the same whatever the engine.
+The model comes in plain and is wrapped here. Weights and optimizer stay in float32; bf16 is
+autocast around the forward pass, so that a checkpoint means the same whatever the engine.
 """
 
 import logging
 import os
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -28,6 +29,7 @@ class Engine:
         device: Where the model is.
         model: The wrapped model, to be called for training.
         module: The plain model, for its weights.
+        adamw: The plain optimizer, for its learning rate and state; Accelerate's wrapper steps it.
         zero_stage: DeepSpeed's stage, or 0.
     """
 
@@ -36,7 +38,8 @@ class Engine:
         accelerator: Any,
         model: nn.Module,
         module: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizer: Any,
+        adamw: torch.optim.AdamW,
         clip_norm: float,
         zero_stage: int,
     ) -> None:
@@ -46,7 +49,8 @@ class Engine:
         self.device: torch.device = accelerator.device
         self.model = model
         self.module = module
-        self.optimizer = optimizer
+        self._optimizer = optimizer
+        self.adamw = adamw
         self.zero_stage = zero_stage
 
     def update(
@@ -62,8 +66,8 @@ class Engine:
         Returns:
             The means over the global batch, and `grad_norm` before clipping.
         """
-        for parameters in self._accelerator.optimizer.param_groups:
-            parameters["lr"] = lr
+        for group in self.adamw.param_groups:
+            group["lr"] = lr
         sums: dict[str, Tensor] = {}
         count = 0
         for batch in micro_batches:
@@ -72,8 +76,8 @@ class Engine:
                 self._accelerator.backward(values["loss"].mean())
                 if self._accelerator.sync_gradients:
                     norm = self._clip()
-                self.optimizer.step()
-                self.optimizer.zero_grad()
+                self._optimizer.step()
+                self._optimizer.zero_grad()
             for name, value in values.items():
                 sums[name] = sums.get(name, 0.0) + value.detach().mean()
             count += 1
@@ -159,8 +163,9 @@ def build_engine(
         fused=True,
     )
     wrapped, prepared = accelerator.prepare(model, optimizer)
-    accelerator.optimizer = optimizer
-    engine = Engine(accelerator, wrapped, model, prepared, optimizer_config.clip_norm, zero_stage)
+    engine = Engine(
+        accelerator, wrapped, model, prepared, optimizer, optimizer_config.clip_norm, zero_stage
+    )
     _check(engine, kind, world, accelerator)
     return engine
 
@@ -183,7 +188,7 @@ def _accelerator(zero_stage: int, clip_norm: float, micro: int, accumulation: in
 
     plugin = None
     if zero_stage:
-        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+        _tame_deepspeed()
         plugin = DeepSpeedPlugin(
             hf_ds_config=_deepspeed_config(zero_stage, clip_norm, micro, accumulation)
         )
@@ -194,8 +199,24 @@ def _accelerator(zero_stage: int, clip_norm: float, micro: int, accumulation: in
         gradient_accumulation_plugin=GradientAccumulationPlugin(
             num_steps=accumulation, adjust_scheduler=False, sync_with_dataloader=False
         ),
-        # Without ranks there is no process group to start, and Accelerate takes the handler for one.
+        # Without ranks there is no process group to start, and Accelerate takes the handler for
+        # one.
         kwargs_handlers=[InitProcessGroupKwargs(backend=backend)] if "RANK" in os.environ else [],
+    )
+
+
+def _tame_deepspeed() -> None:
+    """Keep DeepSpeed from compiling what training does not use, and from warning of its own
+    code.
+    """
+    import deepspeed
+
+    # Only inference uses this operator. Compiling it takes half a minute, a compiler and a lock
+    # that outlives a killed process, and then every later start waits for it without end.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    warnings.filterwarnings(
+        "ignore", "`torch.distributed.all_gather_into_tensor` is deprecated", FutureWarning
     )
 
 
@@ -225,7 +246,9 @@ def _deepspeed_config(
 
 
 def _check(engine: Engine, kind: EngineKind, world: World, accelerator: Any) -> None:
-    """Make sure that what runs is what was asked for: libraries have fallen back in silence before."""
+    """Make sure that what runs is what was asked for: libraries have fallen back in silence
+    before.
+    """
     from accelerate.utils import DistributedType
 
     assert engine.world == world, f"asked for {world}, got {engine.world}"
@@ -241,5 +264,7 @@ def _check(engine: Engine, kind: EngineKind, world: World, accelerator: Any) -> 
 
 
 def flat_partitions(engine: Engine) -> list[Tensor]:
-    """This rank's flat pieces of the float32 weights under ZeRO, which key the optimizer's state."""
+    """This rank's flat pieces of the float32 weights under ZeRO, which key the optimizer's
+    state.
+    """
     return list(engine.model.optimizer.single_partition_of_fp32_groups)

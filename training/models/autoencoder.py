@@ -23,6 +23,7 @@ from training.models.layers import (
     Upsample,
     image_to_tokens,
     tokens_to_image,
+    zero_init,
 )
 
 IMAGE_CHANNELS = 3
@@ -77,6 +78,10 @@ class KLAutoencoder(nn.Module):
         self.quant_conv = nn.Conv2d(2 * config.latent_channels, 2 * config.latent_channels, 1)
         self.post_quant_conv = nn.Conv2d(config.latent_channels, config.latent_channels, 1)
         self.decoder = Decoder(config)
+        self.shortcut = PatchShortcut(config, self.downsampling) if config.linear_shortcut else None
+        if self.shortcut is not None:  # start as the linear map alone
+            zero_init(self.quant_conv)
+            zero_init(self.decoder.conv_out)
 
     @property
     def downsampling(self) -> int:
@@ -96,11 +101,13 @@ class KLAutoencoder(nn.Module):
                 f"are made {self.downsampling} times smaller, which does not divide "
                 f"{height} x {width} pixels"
             )
-        return self.quant_conv(self.encoder(F.pixel_unshuffle(images, self.patch_size)))
+        moments = self.quant_conv(self.encoder(F.pixel_unshuffle(images, self.patch_size)))
+        return moments if self.shortcut is None else moments + self.shortcut.encode(images)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Decodes unscaled latents (B, C, h, w) to images (B, 3, f*h, f*w), about [-1, 1]."""
-        return F.pixel_shuffle(self.decoder(self.post_quant_conv(latents)), self.patch_size)
+        images = F.pixel_shuffle(self.decoder(self.post_quant_conv(latents)), self.patch_size)
+        return images if self.shortcut is None else images + self.shortcut.decode(latents)
 
     def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Encodes, draws and decodes in one call, which is what data-parallel wrappers hook into.
@@ -114,6 +121,21 @@ class KLAutoencoder(nn.Module):
         """
         moments = self.encode(images)
         return self.decode(sample_moments(moments, noise)), moments
+
+
+class PatchShortcut(nn.Module):
+    """A linear map from patches of f x f pixels to moments, and one back.
+
+    It learns in a hundred steps what principal components give; the network learns the rest. The
+    idea of a path past the network is that of DC-AE's residual autoencoding (Chen et al. 2025),
+    with a learned map in the place of its averages.
+    """
+
+    def __init__(self, config: KLAutoencoderConfig, downsampling: int) -> None:
+        super().__init__()
+        channels, side = config.latent_channels, downsampling
+        self.encode = nn.Conv2d(IMAGE_CHANNELS, 2 * channels, side, stride=side)
+        self.decode = nn.ConvTranspose2d(channels, IMAGE_CHANNELS, side, stride=side)
 
 
 class Encoder(nn.Module):

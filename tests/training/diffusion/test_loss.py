@@ -18,6 +18,7 @@ def test_loss_of_the_exact_denoiser_is_the_posterior_variance(prediction):
     latents = data.mean + data.std * torch.randn(4, num, generator=generator)
     noise = torch.randn(4, num, generator=generator)
     loss = diffusion_loss(data.denoise, latents, noise, timesteps, None, SCHEDULE, prediction)
+    assert loss.dtype == torch.float32  # the denoiser answers in float64
     # A mean of squares of `num` Gaussians is off by sqrt(2 / num), 0.45%; allow 4 of that.
     torch.testing.assert_close(
         loss.double(), data.loss(timesteps), rtol=4 * (2 / num) ** 0.5, atol=0

@@ -154,6 +154,8 @@ def test_a_package_is_found_without_being_imported(tmp_path, monkeypatch):
     (package / "__init__.py").write_text("raise AssertionError('imported')")
     monkeypatch.syspath_prepend(tmp_path)
     assert resolve_folder("package://ldm_test_package/inner/model") == package / "inner" / "model"
+    with pytest.raises(UserError, match="no Python package"):
+        resolve_folder("package://ldm_test_package.inner/model")  # to find it is to import it
     assert "ldm_test_package" not in sys.modules
 
 
@@ -225,3 +227,10 @@ def test_a_length_that_the_model_cannot_take_is_refused_by_name(small, max_lengt
     with pytest.raises(UserError, match="3 to 512") as caught:
         load(small, max_length)
     assert caught.value.setting == f"text_encoder.max_length={max_length}"
+
+
+@pytest.mark.parametrize("max_length", [3, 512])
+def test_the_shortest_and_longest_lengths_work(small, max_length):
+    encoding = load(small, max_length).encode(["one " * 600])
+    assert encoding.mask.shape == (1, max_length)
+    assert encoding.truncated == 1

@@ -1,0 +1,168 @@
+import copy
+import re
+from functools import cache
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from conf.compose import compose_config
+from conf.errors import UserError
+from conf.rules import check, micro_batch
+from conf.schema import EngineKind, KLAutoencoderConfig, TrainedAutoencoderConfig
+from tests.conf.minimum import minimum
+
+COUNTS = [
+    ("shard", "size"),
+    ("shard", "shard_samples"),
+    ("cache", "micro_batch_size"),
+    ("cache", "data.threads"),
+    ("cache", "data.block_shards"),
+    ("sample", "images_per_prompt"),
+    ("sample", "sampler.steps"),
+    ("evaluate", "draws"),
+    ("evaluate", "data.threads"),
+    *(
+        (command, name)
+        for command in ("autoencoder", "train")
+        for name in (
+            "batch_size",
+            "micro_batch_size",
+            "train.samples",
+            "cluster.processes",
+            "checkpoint.every_samples",
+            "checkpoint.keep_last",
+            "tracking.log_every_samples",
+            "data.threads",
+            "data.block_shards",
+        )
+    ),
+]
+SHARES = [
+    ("shard", "source.held_out_share"),
+    ("train", "diffusion.caption_dropout"),
+    ("sample", "sampler.eta"),
+]
+
+
+@cache
+def _composed(command):
+    return compose_config(command, minimum(command))
+
+
+def _with(command, **values):
+    """The smallest configuration of a command, changed in places (`data__threads` for dots)."""
+    config = copy.deepcopy(_composed(command))
+    for name, value in values.items():
+        *groups, last = name.split("__")
+        owner = config
+        for group in groups:
+            owner = getattr(owner, group)
+        setattr(owner, last, value)
+    return config
+
+
+def _refused(config):
+    with pytest.raises(UserError) as caught:
+        check(config)
+    return caught.value
+
+
+@pytest.mark.parametrize(("command", "name"), COUNTS)
+@pytest.mark.parametrize("value", [0, -1])
+def test_a_count_is_at_least_one(command, name, value):
+    error = _refused(_with(command, **{name.replace(".", "__"): value}))
+    assert str(error) == f"{name}={value}: is too small; give 1 or more"
+
+
+@pytest.mark.parametrize(("command", "name"), COUNTS)
+def test_one_is_enough(command, name):
+    check(_with(command, **{name.replace(".", "__"): 1}))
+
+
+@pytest.mark.parametrize(("command", "name"), SHARES)
+def test_a_share_lies_between_none_and_all(command, name):
+    field = name.replace(".", "__")
+    for value in (0.0, 0.5, 1.0):
+        check(_with(command, **{field: value}))
+    for value in (-0.01, 1.01, float("nan"), float("inf")):
+        assert _refused(_with(command, **{field: value})).setting == f"{name}={value}"
+
+
+@pytest.mark.parametrize("command", ["autoencoder", "train"])
+def test_one_rank_engine_takes_one_process(command):
+    more = {"cluster__processes": 2, "batch_size": 8}
+    error = _refused(_with(command, **more))
+    assert error.setting == "engine=single"
+    assert "cluster.processes=2" in error.wrong
+    assert "engine=ddp" in error.remedy
+    check(_with(command, **more, engine__kind=EngineKind.ddp))
+
+
+@pytest.mark.parametrize("command", ["autoencoder", "train"])
+def test_an_unknown_cluster_is_refused(command):
+    assert _refused(_with(command, cluster__kind="moon")).setting == "cluster=moon"
+
+
+@pytest.mark.parametrize("command", ["autoencoder", "train"])
+def test_ranks_that_do_not_divide_the_batch_are_refused(command):
+    ranks = {"engine__kind": EngineKind.ddp, "cluster__processes": 3}
+    assert "the nearest is 9" in str(_refused(_with(command, **ranks, batch_size=8)))
+    check(_with(command, **ranks, batch_size=9))
+
+
+def test_only_an_untrained_autoencoder_can_be_trained():
+    trained = TrainedAutoencoderConfig(url="run")
+    error = _refused(_with("autoencoder", autoencoder=trained))
+    assert error.setting == "autoencoder=trained"
+
+
+def test_only_a_trained_autoencoder_makes_a_cache():
+    error = _refused(_with("cache", autoencoder=KLAutoencoderConfig()))
+    assert error.setting == "autoencoder=kl"
+    assert "autoencoder.url=" in error.remedy
+
+
+@pytest.mark.parametrize("prompts", ["prompts.txt", ["a cat"], ["a cat", "a dog"]])
+def test_prompts_are_texts_or_a_url(prompts):
+    check(_with("sample", prompts=prompts))
+
+
+@pytest.mark.parametrize("prompts", [None, 3, [], [3], {"_target_": "os.system"}, [["a"]]])
+def test_anything_else_is_no_prompt(prompts):
+    error = _refused(_with("sample", prompts=prompts))
+    assert error.setting == f"prompts={prompts}"
+    assert "['red apple','a cat']" in error.remedy
+
+
+# --- batch arithmetic
+
+SIZES = st.integers(1, 2000)
+FEW = st.integers(1, 32)
+
+
+@given(micro=FEW, ranks=FEW, steps=FEW)
+def test_a_batch_is_micro_batches_times_ranks_times_steps(micro, ranks, steps):
+    assert micro_batch(micro * ranks * steps, micro, ranks) == micro
+
+
+@given(micro=SIZES, ranks=FEW)
+def test_without_a_micro_batch_a_rank_takes_its_share_at_once(micro, ranks):
+    assert micro_batch(micro * ranks, None, ranks) == micro
+
+
+@given(batch=SIZES, micro=st.none() | FEW, ranks=FEW)
+def test_the_arithmetic_holds_or_names_the_nearest_batch_that_works(batch, micro, ranks):
+    def works(size):
+        return size > 0 and size % (ranks * (micro or 1)) == 0
+
+    if works(batch):
+        assert batch % (micro_batch(batch, micro, ranks) * ranks) == 0
+        return
+    with pytest.raises(UserError) as caught:
+        micro_batch(batch, micro, ranks)
+    assert caught.value.setting == f"batch_size={batch}"
+    nearest = int(re.search(r"the nearest is (\d+)$", str(caught.value))[1])
+    assert works(nearest)
+    distance = abs(nearest - batch)
+    assert not any(works(size) for size in range(batch - distance + 1, batch + distance))

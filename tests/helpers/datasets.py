@@ -1,0 +1,126 @@
+"""Small datasets and folders of images. What they hold depends on the arguments alone."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from conf.compose import compose_config
+from data.image import encode_png
+from data.loader import dump_array
+from data.manifest import EMPTY_TEXT, LatentSpec, Manifest, TextSpec, sha256
+from data.sample import CAPTION, META, MOMENTS, TEXT, RawSample
+from data.shard import IMAGE_MEMBERS, begin_dataset, commit_dataset, commit_shard, make_dataset
+from data.storage import open_prefix
+
+LATENT_MEMBERS = (MOMENTS, TEXT, META)
+CHANNELS, LATENT_SIZE, TEXT_WIDTH = 2, 4, 3
+
+
+def tiny_image(number: int, size: int = 8) -> NDArray[np.uint8]:
+    """Random pixels, (size, size, 3)."""
+    return np.random.default_rng(number).integers(0, 256, (size, size, 3), dtype=np.uint8)
+
+
+def tiny_images(folder: Path, count: int, size: int = 8) -> None:
+    """Writes `000.png` and so on, each with its caption beside it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(count):
+        (folder / f"{i:03d}.png").write_bytes(encode_png(tiny_image(i, size)))
+        (folder / f"{i:03d}.txt").write_text(f"caption {i}\n")
+
+
+def raw_samples(count: int, first: int = 0) -> list[RawSample]:
+    """Samples of raw shards, `s0` and so on."""
+    return [_raw_sample(i) for i in range(first, first + count)]
+
+
+def latent_samples(count: int, first: int = 0) -> list[RawSample]:
+    """Samples of latent shards, `s0` and so on, with texts of different lengths."""
+    return [_latent_sample(i) for i in range(first, first + count)]
+
+
+def write_dataset(
+    url: str, shards: Iterable[list[RawSample]], members: tuple[str, ...], **specs: Any
+) -> Manifest:
+    """Writes samples, shard by shard, as the commands do."""
+    out, kind = open_prefix(url, "out"), "latents" if MOMENTS in members else "images"
+    begin_dataset(out, {"kind": kind})
+    entries = [commit_shard(out, f"{i:05d}", shard, members) for i, shard in enumerate(shards)]
+    manifest = Manifest(
+        kind=kind,
+        members=members,
+        shards=tuple(entry.shard for entry in entries),
+        identity="of a test",
+        settings={"kind": kind},
+        **specs,
+    )
+    commit_dataset(out, manifest)
+    return manifest
+
+
+def write_images(url: str, *counts: int) -> Manifest:
+    """Writes a raw dataset of as many samples a shard as told."""
+    return write_dataset(url, _cut(raw_samples(sum(counts)), counts), IMAGE_MEMBERS)
+
+
+def write_latents(url: str, *counts: int) -> Manifest:
+    """Writes a latent dataset of as many samples a shard as told."""
+    empty = dump_array(np.ones((2, TEXT_WIDTH), dtype=np.float16))
+    open_prefix(url, "out").write(EMPTY_TEXT, empty)
+    zeros, ones = (0.0,) * CHANNELS, (1.0,) * CHANNELS
+    latents = LatentSpec(CHANNELS, LATENT_SIZE, 8, "float16", "none", zeros, ones, zeros, ones)
+    text = TextSpec("none", TEXT_WIDTH, 77, "float16", sha256(empty))
+    shards = _cut(latent_samples(sum(counts)), counts)
+    return write_dataset(url, shards, LATENT_MEMBERS, latents=latents, text=text)
+
+
+def run_shard(out: Path | str, *overrides: str) -> Manifest:
+    """`ldm shard` in this process; images of 16 pixels, four a shard unless told otherwise."""
+    usual = {"size": "16", "shard_samples": "4", "processes": "1"}
+    told = dict(override.split("=", 1) for override in overrides)
+    settings = {**usual, **told, "out": str(out)}
+    return make_dataset(compose_config("shard", [f"{k}={v}" for k, v in settings.items()]))
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """Every file in a folder and below it, by name."""
+    files = (file for file in folder.rglob("*") if file.is_file())
+    return {str(file.relative_to(folder)): file.read_bytes() for file in files}
+
+
+def flip_bit(content: bytes, bit: int) -> bytes:
+    """`content` with one bit the other way round."""
+    flipped = bytearray(content)
+    flipped[bit // 8] ^= 1 << bit % 8
+    return bytes(flipped)
+
+
+def _raw_sample(number: int) -> RawSample:
+    caption = f"caption {number}"
+    members = {
+        "png": encode_png(tiny_image(number)),
+        CAPTION: caption.encode(),
+        META: json.dumps({"caption": caption, "number": number}).encode(),
+    }
+    return RawSample(f"s{number}", members)
+
+
+def _latent_sample(number: int) -> RawSample:
+    chance = np.random.default_rng(number)
+    moments = chance.standard_normal((2 * CHANNELS, LATENT_SIZE, LATENT_SIZE))
+    text = chance.standard_normal((1 + number % 4, TEXT_WIDTH))
+    members = {
+        MOMENTS: dump_array(moments.astype(np.float16)),
+        TEXT: dump_array(text.astype(np.float16)),
+        META: json.dumps({"number": number}).encode(),
+    }
+    return RawSample(f"s{number}", members)
+
+
+def _cut(samples: list[RawSample], counts: tuple[int, ...]) -> Iterable[list[RawSample]]:
+    ends = np.cumsum(counts)
+    return [samples[end - count : end] for end, count in zip(ends, counts, strict=True)]
