@@ -6,6 +6,7 @@ import contextlib
 import difflib
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
+from functools import cache
 from importlib import resources
 from typing import Any
 
@@ -20,6 +21,7 @@ from conf.rules import check
 from conf.schema import CHOICES, COMMANDS
 
 
+@cache
 def _register() -> None:
     store = ConfigStore.instance()
     for name, schema in COMMANDS.items():
@@ -51,6 +53,7 @@ def compose_config(command: str, overrides: list[str]) -> Any:
             missing[0], f"is missing ({doc})" if doc else "is missing", f"give {missing[0]}=..."
         )
     typed = OmegaConf.to_object(config)
+    _check_lists(typed)
     check(typed)
     return typed
 
@@ -63,10 +66,10 @@ def config_yaml(typed: Any) -> str:
 def settings_help(command: str, overrides: list[str]) -> list[tuple[str, str, str]]:
     """Every setting of a command as (name, value, meaning); missing values read `required`."""
     config = _compose(command, overrides)
+    missing = OmegaConf.missing_keys(config)
     rows = []
     for name, doc in _settings(OmegaConf.get_type(config) or COMMANDS[command], config):
-        missing = name in OmegaConf.missing_keys(config)
-        value = "required" if missing else OmegaConf.select(config, name)
+        value = "required" if name in missing else OmegaConf.select(config, name)
         rows.append((name, str(getattr(value, "value", value)), doc))
     return rows
 
@@ -104,6 +107,17 @@ def _check_name(command: str, override: str) -> None:
             f"did you mean {close[0]}?" if close else f"`ldm {command} --help` lists the settings"
         )
         raise UserError(override, "there is no such setting", remedy)
+
+
+def _check_lists(config: Any, prefix: str = "") -> None:
+    """Refuse lists and dictionaries among the numbers of a list, which OmegaConf lets pass."""
+    for item in fields(config):
+        name, value = f"{prefix}{item.name}", getattr(config, item.name)
+        if is_dataclass(value):
+            _check_lists(value, f"{name}.")
+        elif isinstance(value, list) and any(isinstance(part, (list, dict)) for part in value):
+            remedy = f"{name} is: {item.metadata['doc']}"
+            raise UserError(f"{name}={value}", "has items that are not plain values", remedy)
 
 
 def group_choices(group: str) -> list[str]:

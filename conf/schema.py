@@ -362,7 +362,7 @@ class EvaluateCommand:
     data: DataConfig = group(DataConfig, "the dataset of held-out images")
     out: str = setting("URL of the folder for evaluation.json and reconstructions.png")
     samples: int = setting("images to use; 0 is all", 0)
-    draws: int = setting("noise and timestep draws an image, stratified over timesteps", 8)
+    draws: int = setting("noise and timestep draws an image, stratified over timesteps", 4)
     seed: int = setting("seed of noise and timesteps", 0)
 
 

@@ -69,6 +69,13 @@ def report(config: ReportCommand) -> None:
     out.write(PICTURE, image)
     out.write(PAGE, page(findings, image).encode())
     _track(out, config, findings, image)
+    for name, count, seconds, rate, memory in findings.stages:
+        say(
+            f"{name:>12}: {count:>8,} images in {seconds:>7,.1f} s, {rate:>7,.1f} images/s, "
+            f"{memory / 1e9:.2f} GB"
+        )
+    if findings.evaluation:
+        say(describe(findings.evaluation))
     say(f"report: wrote {out.url}/{PAGE} and {out.url}/{PICTURE}")
 
 

@@ -20,6 +20,7 @@ from data.shard import ShardEntry, begin_dataset, commit_dataset, commit_shard, 
 from data.storage import open_prefix
 from data.stream import Dataset, open_dataset
 from training.autoencode import check_size, load_trained_autoencoder
+from training.device import pick_device
 from training.models.autoencoder import KLAutoencoder, split_moments
 from training.models.text import TextEncoder, load_text_encoder
 
@@ -38,7 +39,7 @@ class Encoder:
     """
 
     def __init__(self, autoencoder: KLAutoencoder, text_encoder: TextEncoder, dtype: str) -> None:
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = pick_device()
         self.autoencoder = autoencoder.to(self.device)
         self.text_encoder = text_encoder.to(self.device)
         self.dtype = np.dtype(dtype)

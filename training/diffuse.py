@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from conf.errors import UserError
-from conf.schema import DiffusionConfig, TextEncoderConfig, TrainCommand, UNetConfig
+from conf.schema import DiffusionConfig, Precision, TextEncoderConfig, TrainCommand, UNetConfig
 from data.loader import latent_batches, load_array
 from data.manifest import EMPTY_TEXT, LatentSpec, Manifest, sha256
 from data.sample import LatentBatch
@@ -17,13 +17,14 @@ from data.storage import open_prefix
 from data.stream import Dataset, open_dataset
 from data.tar import CorruptShard
 from training.autoencode import load_trained_autoencoder
+from training.device import autocast_forward, pick_device
 from training.diffusion.schedule import Schedule, build_schedule
 from training.engine.checkpoint import EMA, require_checkpoint
 from training.loop import Task, read_run, run_config, train
 from training.models.autoencoder import KLAutoencoder
 from training.models.text import TextEncoder, load_text_encoder
 from training.models.unet import UNet
-from training.step import latent_losses
+from training.step import Condition, latent_losses
 
 
 def train_denoiser(config: TrainCommand) -> None:
@@ -93,6 +94,7 @@ class TrainedModel:
         schedule: The forward process.
         diffusion: Its configuration.
         samples_seen: How long it was trained.
+        device: Where all of it is.
     """
 
     unet: UNet
@@ -103,6 +105,12 @@ class TrainedModel:
     schedule: Schedule
     diffusion: DiffusionConfig
     samples_seen: int
+    device: torch.device
+
+    def encode_captions(self, captions: list[str]) -> Condition:
+        """The condition of captions, on the model's device."""
+        encoding = self.text_encoder.encode(captions)
+        return Condition(encoding.embeddings, encoding.mask).to(self.device)
 
 
 def load_trained(url: str) -> TrainedModel:
@@ -129,6 +137,8 @@ def load_trained(url: str) -> TrainedModel:
     unet = build_unet(UNetConfig(**run["unet"]), manifest)
     unet.load_state_dict(checkpoint.tensors(EMA))
     unet.eval().requires_grad_(False)
+    device = pick_device()
+    autocast_forward(unet, Precision(run["precision"]), device)
     autoencoder, fingerprint = load_trained_autoencoder(
         manifest.origins["autoencoder"], "checkpoint"
     )
@@ -148,12 +158,13 @@ def load_trained(url: str) -> TrainedModel:
                 "put the old one back, or cache and train again",
             )
     return TrainedModel(
-        unet=unet.to(memory_format=torch.channels_last),
-        autoencoder=autoencoder,
-        text_encoder=text_encoder,
-        empty=torch.from_numpy(load_empty_text(data)).float(),
+        unet=unet.to(device, memory_format=torch.channels_last),
+        autoencoder=autoencoder.to(device),
+        text_encoder=text_encoder.to(device),
+        empty=torch.from_numpy(load_empty_text(data)).float().to(device),
         spec=manifest.latents,
-        schedule=build_schedule(diffusion),
+        schedule=build_schedule(diffusion).to(device),
         diffusion=diffusion,
         samples_seen=checkpoint.progress.samples_seen,
+        device=device,
     )

@@ -29,7 +29,7 @@ from training.diffuse import TrainedModel, load_trained
 from training.diffusion.loss import diffusion_loss
 from training.generate import grid, to_pixels
 from training.random import Purpose, normal, uniform
-from training.step import Condition, as_denoiser, drop_captions, final_latents, timestep_of
+from training.step import as_denoiser, empty_condition, final_latents, timestep_of
 
 RESULT = "evaluation.json"
 RECONSTRUCTIONS = "reconstructions.png"
@@ -154,7 +154,7 @@ def _measure(
     psnr, losses = [], []
     with progress("evaluate", len(captions)) as meter:
         for number, batch in enumerate(batches):
-            images = to_images(batch, torch.device("cpu"))
+            images = to_images(batch, model.device)
             with torch.inference_mode():
                 moments = model.autoencoder.encode(images)
             restored = to_pixels(_decode_mean(model, moments))
@@ -196,36 +196,31 @@ def _caption_losses(
     """Mean loss per image over the draws with right, other and empty captions: (3, B)."""
     places = batch.places.tolist()
     shape = (model.spec.channels, *moments.shape[2:])
-    latents = final_latents(
-        moments, normal(config.seed, places, Purpose.posterior, shape), model.spec
+    posterior = normal(config.seed, places, Purpose.posterior, shape).to(model.device)
+    latents = final_latents(moments, posterior, model.spec)
+    conditions = (  # in the order of CAPTIONS
+        model.encode_captions(batch.captions),
+        model.encode_captions(others),
+        empty_condition(model.empty, len(places)),
     )
-    conditions = [_encode(model, batch.captions), _encode(model, others)]
-    nobody, everybody = torch.zeros(len(places)).bool(), torch.ones(len(places)).bool()
-    right = drop_captions(conditions[0], model.empty, nobody)
-    empty = drop_captions(conditions[0], model.empty, everybody)
     offset = uniform(config.seed, places, Purpose.evaluation)
     total = np.zeros((len(CAPTIONS), len(places)))
     for draw in range(config.draws):
-        noise = normal(config.seed + draw, places, Purpose.noise, shape)
+        noise = normal(config.seed + draw, places, Purpose.noise, shape).to(model.device)
         # One draw in each of `draws` equal parts of the timesteps: less variance for the same work.
         timesteps = timestep_of((draw + offset) / config.draws, model.diffusion.num_timesteps)
-        for row, condition in enumerate((right, conditions[1], empty)):
+        for row, condition in enumerate(conditions):
             loss = diffusion_loss(
                 as_denoiser(model.unet),
                 latents,
                 noise,
-                timesteps,
+                timesteps.to(model.device),
                 condition,
                 model.schedule,
                 model.diffusion.prediction,
             )
-            total[row] += loss.double().numpy()
+            total[row] += loss.double().cpu().numpy()
     return total / config.draws
-
-
-def _encode(model: TrainedModel, captions: list[str]) -> Condition:
-    encoding = model.text_encoder.encode(captions)
-    return Condition(encoding.embeddings, encoding.mask)
 
 
 @torch.inference_mode()

@@ -17,7 +17,7 @@ from data.storage import open_prefix
 from training.diffuse import TrainedModel, load_trained
 from training.diffusion.sampler import sample
 from training.random import Purpose, normal
-from training.step import Condition, as_denoiser, empty_condition, raw_latents
+from training.step import as_denoiser, empty_condition, raw_latents
 
 GRID = "grid.png"
 PROMPTS = "prompts.json"
@@ -54,19 +54,17 @@ def sample_images(
     on_step: Any = None,
 ) -> NDArray[np.uint8]:
     """Images (B, H, W, 3), uint8, of captions; the i-th depends on (seed, i, caption) alone."""
-    encoding = model.text_encoder.encode(captions)
-    condition = Condition(encoding.embeddings, encoding.mask)
     shape = (model.spec.channels, model.spec.size, model.spec.size)
     places = range(len(captions))
 
     def noise_of_step(step: int) -> Tensor:
-        return normal(seed + 1 + step, places, Purpose.sampling, shape)
+        return normal(seed + 1 + step, places, Purpose.sampling, shape).to(model.device)
 
     latents = sample(
         config,
         as_denoiser(model.unet),
-        normal(seed, places, Purpose.sampling, shape),
-        condition,
+        normal(seed, places, Purpose.sampling, shape).to(model.device),
+        model.encode_captions(captions),
         empty_condition(model.empty, len(captions)),
         model.schedule,
         model.diffusion.prediction,

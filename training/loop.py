@@ -185,9 +185,10 @@ class _Loop:
             lambda batch: self.task.losses(self.engine.model, batch, self.engine.device),
             rate,
         )
-        if not math.isfinite(means["loss"]):
+        if not math.isfinite(means["loss"] + means["grad_norm"]):
             raise RunError(
-                f"the loss is {means['loss']} after {seen:,} samples; "
+                f"the loss is {means['loss']}, its gradient's norm {means['grad_norm']} "
+                f"after {seen:,} samples; "
                 "the last checkpoint is from before: "
                 "lower optimizer.lr, or set engine.precision=fp32, and run again"
             )

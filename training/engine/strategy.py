@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from conf.errors import UserError
 from conf.schema import EngineKind, OptimizerConfig, Precision
+from training.device import autocast_forward
 from training.engine.world import World, current_world
 
 ZERO_STAGES = {EngineKind.zero1: 1, EngineKind.zero2: 2}
@@ -148,9 +149,7 @@ def build_engine(
     accelerator = _accelerator(
         zero_stage, optimizer_config.clip_norm, micro_batch_size, accumulation_steps
     )
-    if precision is Precision.bf16:
-        autocast = torch.autocast(accelerator.device.type, torch.bfloat16)
-        model.forward = autocast(model.forward)  # type: ignore[method-assign]
+    autocast_forward(model, precision, accelerator.device)
     model = model.to(accelerator.device)
     if not zero_stage:  # DeepSpeed views weights as bytes, which needs them contiguous
         model = model.to(memory_format=torch.channels_last)

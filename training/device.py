@@ -1,0 +1,21 @@
+"""Where a single process computes, and in what precision."""
+
+import torch
+from torch import nn
+
+from conf.schema import Precision
+
+
+def pick_device() -> torch.device:
+    """The GPU, where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def autocast_forward(model: nn.Module, precision: Precision, device: torch.device) -> None:
+    """Have the model's own forward run in bf16 where that is asked for; weights stay float32.
+
+    Inside the model, because DeepSpeed switches off an autocast around it.
+    """
+    if precision is Precision.bf16:
+        autocast = torch.autocast(device.type, torch.bfloat16)
+        model.forward = autocast(model.forward)  # type: ignore[method-assign]
