@@ -41,7 +41,14 @@ def train_denoiser(config: TrainCommand) -> None:
     ) -> Mapping[str, Tensor]:
         on_device = schedule.to(device)
         return latent_losses(
-            wrapped, batch, config.diffusion, on_device, spec, empty.to(device), config.train.seed
+            wrapped,
+            batch,
+            config.diffusion,
+            on_device,
+            spec,
+            empty.to(device),
+            config.train.seed,
+            config.batch_size,
         )
 
     schedule = build_schedule(config.diffusion)

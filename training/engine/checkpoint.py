@@ -91,10 +91,16 @@ def save_checkpoint(
     if engine.world.main:
         folder.write(COMMIT, json.dumps({"files": files, **asdict(progress)}, indent=1).encode())
         out.write("latest", folder.root.rstrip("/").rsplit("/", 1)[-1].encode())
-        for old in checkpoint_steps(out)[:-keep_last]:
+        _remove_older(out, checkpoint_steps(out)[-keep_last:][0])
+
+
+def _remove_older(out: Prefix, oldest: str) -> None:
+    """Remove what lies before the oldest checkpoint to keep, a killed process's leavings too."""
+    for step in out.names(FOLDER):
+        if step < oldest:
             # The commit goes first: what is half removed must not look whole.
-            out.remove(f"{FOLDER}/{old}/{COMMIT}")
-            out.remove(f"{FOLDER}/{old}")
+            out.remove(f"{FOLDER}/{step}/{COMMIT}")
+            out.remove(f"{FOLDER}/{step}")
 
 
 def checkpoint_steps(out: Prefix) -> list[str]:

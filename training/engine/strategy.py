@@ -20,6 +20,7 @@ from training.device import autocast_forward
 from training.engine.world import World, current_world
 
 ZERO_STAGES = {EngineKind.zero1: 1, EngineKind.zero2: 2}
+LARGEST_BUCKET = 500_000_000  # elements; DeepSpeed's own default
 
 
 class Engine:
@@ -147,7 +148,11 @@ def build_engine(
         )
     zero_stage = ZERO_STAGES.get(kind, 0)
     accelerator = _accelerator(
-        zero_stage, optimizer_config.clip_norm, micro_batch_size, accumulation_steps
+        zero_stage,
+        optimizer_config.clip_norm,
+        micro_batch_size,
+        accumulation_steps,
+        sum(parameter.numel() for parameter in model.parameters()),
     )
     autocast_forward(model, precision, accelerator.device)
     model = model.to(accelerator.device)
@@ -169,12 +174,13 @@ def build_engine(
     return engine
 
 
-def _accelerator(zero_stage: int, clip_norm: float, micro: int, accumulation: int) -> Any:
+def _accelerator(
+    zero_stage: int, clip_norm: float, micro: int, accumulation: int, parameters: int
+) -> Any:
     """An Accelerator that really runs the engine asked for, on GPUs or on gloo."""
     if zero_stage:
         if not torch.cuda.is_available():
             os.environ["DS_ACCELERATOR"] = "cpu"
-        # Accelerator(cpu=True, deepspeed_plugin=...) would drop DeepSpeed without a word.
         os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
         if current_world().size == 1:
             _single_rank_environment()
@@ -189,10 +195,13 @@ def _accelerator(zero_stage: int, clip_norm: float, micro: int, accumulation: in
     if zero_stage:
         _tame_deepspeed()
         plugin = DeepSpeedPlugin(
-            hf_ds_config=_deepspeed_config(zero_stage, clip_norm, micro, accumulation)
+            hf_ds_config=_deepspeed_config(zero_stage, clip_norm, micro, accumulation, parameters)
         )
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     return Accelerator(
+        # Without `cpu`, ranks on CPUs run side by side and never exchange a gradient; with it,
+        # DeepSpeed is dropped. Neither says a word.
+        cpu=not zero_stage and not torch.cuda.is_available(),
         mixed_precision="no",
         deepspeed_plugin=plugin,
         gradient_accumulation_plugin=GradientAccumulationPlugin(
@@ -232,13 +241,21 @@ def _single_rank_environment() -> None:
 
 
 def _deepspeed_config(
-    stage: int, clip_norm: float, micro: int, accumulation: int
+    stage: int, clip_norm: float, micro: int, accumulation: int, parameters: int
 ) -> dict[str, Any]:
+    # DeepSpeed allocates a whole bucket, 2 GB by default, however small the model is.
+    bucket = min(parameters, LARGEST_BUCKET)
     return {
         "train_micro_batch_size_per_gpu": micro,
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": clip_norm,
-        "zero_optimization": {"stage": stage, "overlap_comm": False, "contiguous_gradients": True},
+        "zero_optimization": {
+            "stage": stage,
+            "overlap_comm": False,
+            "contiguous_gradients": True,
+            "reduce_bucket_size": bucket,
+            "allgather_bucket_size": bucket,
+        },
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 2**31,
     }
@@ -252,6 +269,8 @@ def _check(engine: Engine, kind: EngineKind, world: World, accelerator: Any) -> 
 
     assert engine.world == world, f"asked for {world}, got {engine.world}"
     assert (accelerator.distributed_type == DistributedType.DEEPSPEED) == bool(engine.zero_stage)
+    if world.size > 1 and not engine.zero_stage:
+        assert isinstance(engine.model, nn.parallel.DistributedDataParallel), type(engine.model)
     if engine.zero_stage:
         assert engine.model.zero_optimization_stage() == engine.zero_stage
         own = sum(part.numel() for part in flat_partitions(engine))
