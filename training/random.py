@@ -45,7 +45,8 @@ def normal(seed: int, places: Iterable[int], purpose: Purpose, shape: tuple[int,
 
 def uniform(seed: int, places: Iterable[int], purpose: Purpose) -> Tensor:
     """Uniform draws from [0, 1), float64, (B,), one a place."""
-    return torch.tensor([generator(seed, int(p), purpose).random() for p in places])
+    draws = [generator(seed, int(place), purpose).random() for place in places]
+    return torch.tensor(draws, dtype=torch.float64)
 
 
 def step_seed(seed: int, place: int, rank: int) -> int:

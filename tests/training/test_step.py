@@ -1,0 +1,139 @@
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from conf.schema import DiffusionConfig
+from data.manifest import LatentSpec
+from data.sample import LatentBatch
+from training.diffusion.schedule import build_schedule
+from training.step import (
+    Condition,
+    drop_captions,
+    empty_condition,
+    final_latents,
+    latent_losses,
+    raw_latents,
+    stratified,
+    timestep_of,
+)
+
+CHANNELS, SIZE, WIDTH = 3, 4, 5
+
+
+def spec(shift: tuple[float, ...], scale: tuple[float, ...]) -> LatentSpec:
+    """A LatentSpec of which only the scaling matters here."""
+    return LatentSpec(
+        channels=len(shift),
+        size=SIZE,
+        downsampling=8,
+        dtype="float32",
+        autoencoder="none",
+        mean=shift,
+        std=tuple(1 / s for s in scale),
+        shift=shift,
+        scale=scale,
+    )
+
+
+def batch(places: list[int]) -> LatentBatch:
+    """A micro-batch whose content depends on the places alone."""
+    rng = [np.random.default_rng(place) for place in places]
+    lengths = [2 + place % 3 for place in places]
+    text = np.zeros((len(places), max(lengths), WIDTH), np.float32)
+    mask = np.zeros(text.shape[:2], np.bool_)
+    for i, (generator, length) in enumerate(zip(rng, lengths, strict=True)):
+        text[i, :length] = generator.standard_normal((length, WIDTH))
+        mask[i, :length] = True
+    moments = np.stack([g.standard_normal((2 * CHANNELS, SIZE, SIZE)) for g in rng])
+    return LatentBatch(
+        np.array(places), [str(p) for p in places], moments.astype(np.float32), text, mask
+    )
+
+
+class MaskedMeanModel(nn.Module):
+    """A small denoiser that uses its condition and must respect the mask."""
+
+    def forward(self, noisy: Tensor, timesteps: Tensor, text: Tensor, mask: Tensor) -> Tensor:
+        mean = (text * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True)
+        return (
+            noisy * 0.3 + mean.mean(1)[:, None, None, None] + timesteps[:, None, None, None] / 1e3
+        )
+
+
+def losses(places: list[int], dropout: float = 0.5) -> Tensor:
+    config = DiffusionConfig(caption_dropout=dropout)
+    empty = torch.full((4, WIDTH), 2.0)
+    found = latent_losses(
+        MaskedMeanModel(),
+        batch(places),
+        config,
+        build_schedule(config),
+        spec((0.1, 0.2, 0.3), (1.0, 2.0, 3.0)),
+        empty,
+        seed=5,
+        batch_size=8,
+    )
+    return found["loss"]
+
+
+def test_a_samples_loss_does_not_depend_on_its_micro_batch() -> None:
+    together = losses(list(range(16)))
+    alone = torch.cat([losses([place]) for place in range(16)])
+    assert torch.allclose(together, alone, rtol=1e-5)
+
+
+def test_dropout_of_none_and_all_captions() -> None:
+    kept, dropped = losses(list(range(8)), 0.0), losses(list(range(8)), 1.0)
+    assert (kept != dropped).all()
+    half = losses(list(range(64)), 0.5)
+    share = (half == losses(list(range(64)), 1.0)).float().mean()
+    assert 0.25 < share < 0.75
+
+
+def test_final_latents_have_the_specs_moments() -> None:
+    torch.manual_seed(0)
+    moments = torch.randn(400, 2 * CHANNELS, SIZE, SIZE)
+    moments[:, :CHANNELS] = moments[:, :CHANNELS] * 3 + 1
+    moments[:, CHANNELS:] = -2.0
+    std = (9 + np.exp(-2)) ** 0.5
+    final = final_latents(
+        moments, torch.randn(400, CHANNELS, SIZE, SIZE), spec((1.0,) * 3, (1 / std,) * 3)
+    )
+    assert final.mean((0, 2, 3)).abs().max() < 0.05
+    assert (final.std((0, 2, 3)) - 1).abs().max() < 0.05
+
+
+def test_raw_latents_undo_final_latents() -> None:
+    scaling = spec((0.1, -2.0, 30.0), (0.5, 2.0, 0.1))
+    moments = torch.randn(2, 2 * CHANNELS, SIZE, SIZE)
+    final = final_latents(moments, torch.zeros(2, CHANNELS, SIZE, SIZE), scaling)
+    assert torch.allclose(raw_latents(final, scaling), moments[:, :CHANNELS], atol=1e-5)
+
+
+@pytest.mark.parametrize("empty_length", [2, 6])
+def test_dropped_captions_become_the_empty_one(empty_length: int) -> None:
+    condition = Condition(torch.randn(3, 4, WIDTH), torch.arange(4) < torch.tensor([[4], [2], [3]]))
+    empty = torch.randn(empty_length, WIDTH)
+    result = drop_captions(condition, empty, torch.tensor([False, True, False]))
+    expected = empty_condition(empty, 1)
+    assert torch.equal(result.text[1][result.mask[1]], expected.text[0])
+    assert result.mask[1].sum() == empty_length
+    for kept in (0, 2):
+        before = condition.text[kept][condition.mask[kept]]
+        assert torch.equal(result.text[kept][result.mask[kept]], before)
+
+
+def test_stratified_draws_fill_a_batch_evenly_for_every_world_size() -> None:
+    draws = torch.rand(16, dtype=torch.float64)
+    spread = stratified(draws, np.arange(32, 48), 16)
+    assert torch.equal((spread * 16).long().sort().values, torch.arange(16))
+    halves = [stratified(draws[i : i + 8], np.arange(32 + i, 40 + i), 16) for i in (0, 8)]
+    assert torch.equal(torch.cat(halves), spread)
+
+
+def test_timesteps_cover_all_of_the_schedule() -> None:
+    steps = timestep_of(torch.linspace(0, 1, 100_001)[:-1].double(), 1000)
+    assert steps.min() == 0
+    assert steps.max() == 999
+    assert (torch.bincount(steps) - 100).abs().max() <= 1
