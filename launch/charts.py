@@ -2,13 +2,12 @@
 
 import io
 import textwrap
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-if TYPE_CHECKING:
-    from launch.report import Findings
+from launch.findings import Findings
 
 Curves = dict[str, list[dict[str, Any]]]
 Stages = list[tuple[str, int, float, float, int]]
@@ -30,7 +29,7 @@ def rate_chart(stages: Stages) -> bytes:
     return _png(figure)
 
 
-def picture(findings: "Findings") -> bytes:
+def picture(findings: Findings) -> bytes:
     """The whole report in one picture."""
     figure = Figure(figsize=(11, 13), layout="constrained")
     top, middle, bottom = figure.subfigures(3, 1, height_ratios=(4.4, 4.2, 3.2))
@@ -70,7 +69,7 @@ def draw_rates(axes: Axes, stages: Stages) -> None:
     axes.margins(x=0.2)
 
 
-def _draw_samples(figure: Any, findings: "Findings") -> None:
+def _draw_samples(figure: Any, findings: Findings) -> None:
     shown = [
         (prompt, image)
         for samples in findings.samples[:1]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from conf.errors import UserError
-from conf.schema import DemoCommand
+from conf.schema import DemoCommand, DemoRecipe
 from data.progress import say
 from data.storage import open_prefix
 from launch.local import PARENT
@@ -26,6 +26,15 @@ PROMPTS = (
     "thumbs up medium skin tone",
     "sun with face",
 )
+# What a check of the machinery can do with. Emoji held out at a tenth are still not among those
+# trained on: an emoji's place between 0 and 1 is fixed, and the share is where the line is drawn.
+LESS = {
+    DemoRecipe.emoji_tiny: {
+        "shard": ("source.held_out_share=0.9", "shard_samples=128"),
+        "sample": ("sampler.steps=10",),
+        "evaluate": ("samples=64", "draws=2"),
+    }
+}
 BYTES_NEEDED = 2_000_000_000
 
 
@@ -43,8 +52,12 @@ def stages(config: DemoCommand) -> list[Stage]:
     recipe = config.recipe.value
     prompts = "[" + ",".join(f"'{prompt}'" for prompt in PROMPTS) + "]"
     shard = ("shard", "source=openmoji")
+    less = LESS.get(config.recipe, {})
     return [
-        Stage("emoji to train on", (*shard, "source.split=train", f"out={out}/images")),
+        Stage(
+            "emoji to train on",
+            (*shard, "source.split=train", *less.get("shard", ()), f"out={out}/images"),
+        ),
         Stage("emoji held out", (*shard, "source.split=held_out", f"out={out}/held_out")),
         Stage(
             "autoencoder",
@@ -52,6 +65,7 @@ def stages(config: DemoCommand) -> list[Stage]:
                 "autoencoder",
                 f"experiment={recipe}_autoencoder",
                 f"data.url={out}/images",
+                f"cluster.processes={config.processes}",
                 f"out={out}/autoencoder",
             ),
         ),
@@ -80,6 +94,7 @@ def stages(config: DemoCommand) -> list[Stage]:
                 "sample",
                 f"checkpoint={out}/run",
                 f"prompts={prompts}",
+                *less.get("sample", ()),
                 f"out={out}/run/samples/demo",
             ),
         ),
@@ -89,6 +104,7 @@ def stages(config: DemoCommand) -> list[Stage]:
                 "evaluate",
                 f"checkpoint={out}/run",
                 f"data.url={out}/held_out",
+                *less.get("evaluate", ()),
                 f"out={out}/run/evaluation",
             ),
         ),

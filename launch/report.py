@@ -1,11 +1,8 @@
-"""`ldm report`: a run, from its images to its samples, as one HTML page, one picture and one W&B
-run.
-"""
+"""`ldm report`: a run, from images to samples, as an HTML page, a picture and a W&B run."""
 
 import base64
 import html
 import json
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,48 +10,15 @@ from numpy.typing import NDArray
 
 from conf.schema import ReportCommand
 from data.image import decode_image, encode_png
-from data.manifest import Manifest, load_manifest
-from data.progress import read_summary, say
+from data.progress import say
 from data.storage import Prefix, open_prefix
 from launch.charts import loss_chart, picture, rate_chart
-from training.evaluate import RECONSTRUCTIONS, RESULT, describe
-from training.generate import PROMPTS
-from training.loop import read_run, run_config
-from training.track import read_metrics, start_wandb, wandb_image
+from launch.findings import Findings, Samples, collect
+from training.evaluate import describe
+from training.track import start_wandb, wandb_image
 
 PAGE = "report.html"
 PICTURE = "report.png"
-
-
-@dataclass(frozen=True, slots=True)
-class Samples:
-    """The images of one `ldm sample` and their prompts."""
-
-    prompts: list[str]
-    images: list[NDArray[np.uint8]]
-
-
-@dataclass(frozen=True, slots=True)
-class Findings:
-    """Everything that a report shows.
-
-    Args:
-        run: What the run is.
-        latents: The manifest of its latents.
-        stages: Rows of (stage, images, seconds, images per second, peak memory in bytes).
-        curves: Lines of metrics of each training, by name.
-        samples: From the run's `samples/`.
-        evaluation: What `ldm evaluate` measured, or None.
-        reconstructions: Its picture, or None.
-    """
-
-    run: dict[str, Any]
-    latents: Manifest
-    stages: list[tuple[str, int, float, float, int]]
-    curves: dict[str, list[dict[str, Any]]]
-    samples: list[Samples]
-    evaluation: dict[str, Any] | None
-    reconstructions: NDArray[np.uint8] | None
 
 
 def report(config: ReportCommand) -> None:
@@ -77,44 +41,6 @@ def report(config: ReportCommand) -> None:
     if findings.evaluation:
         say(describe(findings.evaluation))
     say(f"report: wrote {out.url}/{PAGE} and {out.url}/{PICTURE}")
-
-
-def collect(out: Prefix) -> Findings:
-    """Read a run and, by the URLs that its manifests keep, what it came from."""
-    run = read_run(out, "train")
-    latents_at = open_prefix(run_config(out)["data"]["url"], "data.url of the run")
-    latents = load_manifest(latents_at, "latents")
-    autoencoder = open_prefix(latents.origins["autoencoder"], "autoencoder.url of the run")
-    images = open_prefix(latents.origins["images"], "data.url of the cache")
-    samples = [name for name in out.names("samples") if out.exists(f"samples/{name}/{PROMPTS}")]
-    places = [images, autoencoder, latents_at, out]
-    places += [out / f"samples/{name}" for name in samples] + [out / "evaluation"]
-    evaluated = out.exists(f"evaluation/{RESULT}")
-    return Findings(
-        run=run,
-        latents=latents,
-        stages=[_stage(place) for place in places if read_summary(place)],
-        curves={"autoencoder": read_metrics(autoencoder), "denoiser": read_metrics(out)},
-        samples=[_samples(out / f"samples/{name}") for name in samples],
-        evaluation=json.loads(out.read(f"evaluation/{RESULT}")) if evaluated else None,
-        reconstructions=decode_image(out.read(f"evaluation/{RECONSTRUCTIONS}"))
-        if evaluated
-        else None,
-    )
-
-
-def _stage(place: Prefix) -> tuple[str, int, float, float, int]:
-    """One row from the parts that one or several processes recorded."""
-    parts = [part for part in read_summary(place) if part["samples"]] or read_summary(place)
-    images = sum(part["samples"] for part in parts)
-    seconds = sum(part["seconds"] for part in parts)
-    memory = max(part["peak_memory"] for part in parts)
-    return parts[0]["command"], images, seconds, images / max(seconds, 1e-9), memory
-
-
-def _samples(place: Prefix) -> Samples:
-    prompts = json.loads(place.read(PROMPTS))["prompts"]
-    return Samples(prompts, [decode_image(place.read(f"{i:05d}.png")) for i in range(len(prompts))])
 
 
 def page(findings: Findings, image: bytes) -> str:

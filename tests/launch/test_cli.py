@@ -1,0 +1,66 @@
+import subprocess
+import sys
+from importlib import metadata
+
+import pytest
+
+from conf.compose import settings_help
+from conf.schema import COMMANDS
+from launch.cli import HANDLERS, _handler, run
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_every_setting_with_its_meaning(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "240")
+    assert run([command, "--help"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    for name, _, meaning in settings_help(command, []):
+        assert name in shown
+        assert " ".join(meaning.split()) in shown
+
+
+def test_help_shows_the_settings_of_another_choice(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["shard", "source=folder", "--help"]) == 0
+    assert "source.path" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"], ["help"]])
+def test_the_overview_names_every_command(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(arguments) == 0
+    shown = capsys.readouterr().out
+    assert all(f"ldm {command}" in shown for command in COMMANDS)
+
+
+def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == metadata.version("latent-foundry")
+
+
+@pytest.mark.parametrize("arguments", [["trian"], ["train", "--samples=3"], ["train", "-m"]])
+def test_what_is_not_known_is_refused(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(arguments) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.count("\n") == 1
+    assert arguments[-1] in shown.err
+
+
+@pytest.mark.parametrize("command", HANDLERS)
+def test_every_command_has_its_handler(command: str) -> None:
+    assert set(HANDLERS) == set(COMMANDS)
+    assert callable(_handler(command))
+
+
+def test_help_is_quick_because_it_imports_no_torch() -> None:
+    code = (
+        "import sys; from launch.cli import run; "
+        "run(['train', '--help']); sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()
