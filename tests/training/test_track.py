@@ -1,0 +1,55 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from conf.schema import TrackingConfig, TrackingKind
+from data.storage import open_prefix
+from tests.helpers.wandb_file import read_history, read_run_ids
+from training.track import Tracker, read_metrics, wandb_image
+
+OFF = TrackingConfig(kind=TrackingKind.off)
+
+
+def track(folder: Path, config: TrackingConfig, start: int, places: list[int]) -> None:
+    tracker = Tracker(open_prefix(str(folder), "out"), config, {"seed": 1}, start, main=True)
+    for place in places:
+        tracker.log(place, {"loss": place / 100})
+    tracker.close()
+
+
+def test_lines_of_a_process_that_died_are_not_there_twice(tmp_path: Path) -> None:
+    track(tmp_path, OFF, 0, [10, 20, 30])
+    track(tmp_path, OFF, 20, [30, 40])  # resumed from the checkpoint at 20
+    lines = read_metrics(open_prefix(str(tmp_path), "out"))
+    assert [line["samples_seen"] for line in lines] == [10, 20, 30, 40]
+    assert lines[2] == {"samples_seen": 30, "loss": 0.3}
+
+
+def test_other_ranks_write_nothing(tmp_path: Path) -> None:
+    tracker = Tracker(open_prefix(str(tmp_path), "out"), TrackingConfig(), {}, 0, main=False)
+    tracker.log(10, {"loss": 1.0})
+    tracker.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_the_wandb_run_holds_the_same_and_is_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    config = TrackingConfig(kind=TrackingKind.offline)
+    track(tmp_path, config, 0, [10, 20])
+    track(tmp_path, config, 20, [30])
+    history = read_history(tmp_path / "wandb")
+    assert [(line["samples_seen"], line["loss"]) for line in history] == [
+        (10, 0.1),
+        (20, 0.2),
+        (30, 0.3),
+    ]
+    assert len(read_run_ids(tmp_path / "wandb")) == 1
+
+
+def test_images_keep_their_captions() -> None:
+    image = wandb_image(np.zeros((4, 6, 3), np.uint8), "a red apple")
+    assert image.image.size == (6, 4)
