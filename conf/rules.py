@@ -2,12 +2,12 @@
 
 from typing import Any
 
+from conf.enums import EngineKind
 from conf.errors import UserError
 from conf.schema import (
     AutoencoderCommand,
     CacheCommand,
     DataConfig,
-    EngineKind,
     EvaluateCommand,
     KLAutoencoderConfig,
     OpenMojiSource,

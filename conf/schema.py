@@ -5,8 +5,20 @@ choices have a base class and a subclass a choice, told apart by `kind`. Imports
 """
 
 from dataclasses import dataclass, field
-from enum import Enum
 from typing import Any
+
+from conf.enums import (
+    Decay,
+    DemoRecipe,
+    EngineKind,
+    LatentDtype,
+    Precision,
+    Prediction,
+    SamplerKind,
+    ScheduleKind,
+    Split,
+    TrackingKind,
+)
 
 
 def setting(doc: str, default: Any = "???") -> Any:
@@ -19,63 +31,6 @@ def setting(doc: str, default: Any = "???") -> Any:
 def group(config: type, doc: str) -> Any:
     """A nested group of settings, with its defaults."""
     return field(default_factory=config, metadata={"doc": doc})
-
-
-class Split(Enum):
-    all = "all"
-    train = "train"
-    held_out = "held_out"
-
-
-class ScheduleKind(Enum):
-    linear = "linear"
-    scaled_linear = "scaled_linear"
-    cosine = "cosine"
-
-
-class Prediction(Enum):
-    epsilon = "epsilon"
-    x0 = "x0"
-    velocity = "velocity"
-
-
-class SamplerKind(Enum):
-    ddim = "ddim"
-    ddpm = "ddpm"
-
-
-class EngineKind(Enum):
-    single = "single"
-    ddp = "ddp"
-    zero1 = "zero1"
-    zero2 = "zero2"
-
-
-class Precision(Enum):
-    fp32 = "fp32"
-    bf16 = "bf16"
-
-
-class Decay(Enum):
-    constant = "constant"
-    cosine = "cosine"
-
-
-class LatentDtype(Enum):
-    float16 = "float16"
-    float32 = "float32"
-
-
-class TrackingKind(Enum):
-    offline = "offline"
-    online = "online"
-    off = "off"
-
-
-class DemoRecipe(Enum):
-    emoji = "emoji"
-    emoji_hour = "emoji_hour"
-    emoji_tiny = "emoji_tiny"
 
 
 # --- groups -----------------------------------------------------------------------------------------------------------
@@ -390,7 +345,7 @@ class DemoCommand:
         "emoji: ten minutes on two cores; emoji_hour: an hour; emoji_tiny: a check of the machinery",
         DemoRecipe.emoji,
     )
-    processes: int = setting("ranks that train the denoiser", 2)
+    processes: int = setting("ranks that train the autoencoder and the denoiser", 2)
 
 
 COMMANDS: dict[str, type] = {

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from importlib import metadata, resources
 from typing import Any
 
+from conf.enums import Split
 from conf.errors import UserError
-from conf.schema import FolderSource, OpenMojiSource, SourceConfig, Split
+from conf.schema import FolderSource, OpenMojiSource, SourceConfig
 from data.image import BadImage, decode_image, fit_square
 from data.sample import IMAGE_EXTENSIONS, Pair
 from data.storage import open_prefix

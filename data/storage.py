@@ -83,12 +83,14 @@ class Prefix:
 
     def names(self, folder: str = "") -> list[str]:
         """Names of the files and folders in `folder`, sorted; none if there is no such folder."""
+        path = self.path(folder).rstrip("/")
         with self._errors("read"):
             try:
-                entries = self.fs.ls(self.path(folder).rstrip("/"), detail=False, refresh=True)
+                entries = self.fs.ls(path, detail=False, refresh=True)
             except (FileNotFoundError, NotADirectoryError):
                 return []
-            return sorted(posixpath.basename(entry.rstrip("/")) for entry in entries)
+        inside = {entry.rstrip("/") for entry in entries} - {path}  # S3 may list a folder in itself
+        return sorted(map(posixpath.basename, inside))
 
     def write(self, name: str, content: bytes) -> None:
         """Write a file whole, in the place of any that is there."""

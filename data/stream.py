@@ -87,9 +87,9 @@ class Dataset:
             raise CorruptShard(f"{where}: is not the index that the manifest pins")
         try:
             index: NDArray[Any] = np.load(io.BytesIO(content), allow_pickle=False)
-        except ValueError as error:
+            key_bytes = index.dtype["key"].itemsize
+        except (ValueError, KeyError) as error:
             raise CorruptShard(f"{where}: is no index ({error})") from error
-        key_bytes = index.dtype["key"].itemsize
         if (
             index.dtype != index_dtype(key_bytes, len(self.manifest.members))
             or len(index) != record.samples

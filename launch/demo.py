@@ -10,8 +10,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from conf.enums import DemoRecipe
 from conf.errors import UserError
-from conf.schema import DemoCommand, DemoRecipe
+from conf.schema import DemoCommand
 from data.progress import say
 from data.storage import open_prefix
 from launch.local import PARENT

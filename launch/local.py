@@ -12,6 +12,9 @@ from conf.schema import ClusterConfig
 
 PARENT = "LDM_PARENT_PID"
 PREEMPTED_EXIT_CODE = 75
+# Those that a rank answers with a checkpoint; any other ends launcher and ranks at once.
+PASSED_ON = "SIGTERM,SIGINT,SIGUSR1"
+SECONDS_TO_SAVE = 900
 LINUX_PR_SET_PDEATHSIG = 1
 
 
@@ -49,6 +52,8 @@ def run_ranks(arguments: list[str], cluster: ClusterConfig) -> int:
         max_restarts=0,
         monitor_interval=0.1,
         local_addr="127.0.0.1",
+        signals_to_handle=PASSED_ON,
+        shutdown_timeout=SECONDS_TO_SAVE,
     )
     try:
         elastic_launch(config, sys.executable)("-m", "launch.cli", *arguments)

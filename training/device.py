@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from conf.schema import Precision
+from conf.enums import Precision
 
 
 def pick_device() -> torch.device:

@@ -8,8 +8,9 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+from conf.enums import Precision
 from conf.errors import UserError
-from conf.schema import DiffusionConfig, Precision, TextEncoderConfig, TrainCommand, UNetConfig
+from conf.schema import DiffusionConfig, TextEncoderConfig, TrainCommand, UNetConfig
 from data.loader import latent_batches, load_array
 from data.manifest import EMPTY_TEXT, LatentSpec, Manifest, sha256
 from data.sample import LatentBatch

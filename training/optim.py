@@ -2,7 +2,8 @@
 
 import math
 
-from conf.schema import Decay, OptimizerConfig
+from conf.enums import Decay
+from conf.schema import OptimizerConfig
 
 
 def learning_rate(config: OptimizerConfig, samples_seen: int, total_samples: int) -> float:

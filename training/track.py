@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from conf.schema import TrackingConfig, TrackingKind
+from conf.enums import TrackingKind
+from conf.schema import TrackingConfig
 from data.storage import Prefix
 
 METRICS = "metrics.jsonl"

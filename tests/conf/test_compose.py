@@ -3,7 +3,7 @@ import sys
 from functools import cache
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conf.compose import (
@@ -14,8 +14,9 @@ from conf.compose import (
     parse_yaml,
     settings_help,
 )
+from conf.enums import EngineKind
 from conf.errors import UserError
-from conf.schema import COMMANDS, EngineKind, ReportCommand, SampleCommand
+from conf.schema import COMMANDS, ReportCommand, SampleCommand
 from tests.conf.minimum import minimum
 
 TRAIN = ("data.url=a", "out=b", "train.samples=10")
@@ -30,6 +31,11 @@ GROUPS = {
 @cache
 def _composed(command):
     return compose_config(command, minimum(command))
+
+
+@cache
+def _meanings(command):
+    return {name: doc for name, _, doc in settings_help(command, [])}
 
 
 def _refused(command, *overrides):
@@ -63,7 +69,7 @@ def test_a_command_needs_only_what_help_calls_required(command):
 def test_an_experiment_composes_for_its_command(name):
     command = "autoencoder" if name.endswith("_autoencoder") else "train"
     overrides = minimum(command, f"experiment={name}")
-    assert sorted(overrides) == ["data.url=1", f"experiment={name}", "out=1"]
+    assert sorted(overrides) == ["data.url='1'", f"experiment={name}", "out='1'"]
     assert compose_config(command, overrides).train.samples > 1
 
 
@@ -109,7 +115,7 @@ def test_a_setting_may_refer_to_another():
         ("colour=red", "--help"),
         ("+colour=red", "--help"),
         ("data.ulr=a", "did you mean data.url?"),
-        ("+data.colour=red", "--help"),
+        ("+data.colour=red", "did you mean data.url?"),
         ("++data.url=a", "did you mean data.url?"),
         ("~data.url", "did you mean data.url?"),
         ("unet=big", "--help"),
@@ -117,7 +123,7 @@ def test_a_setting_may_refer_to_another():
         ("source=openmoji", "--help"),
         ("hydra.run.dir=x", "--help"),
         ("schema/command=shard", "--help"),
-        ("engine@unet=ddp", "--help"),
+        ("engine@unet=ddp", "did you mean engine.kind?"),
         ("=x", "--help"),
         ("", "--help"),
     ],
@@ -138,11 +144,16 @@ def test_an_unknown_setting_is_named(override, remedy):
         "engine={_target_:os.system}",
         "engine._target_=os.system",
         "optimizer.lr={_target_:os.system}",
-        "unet.channel_mult=[{_target_:os.system}]",
     ],
 )
 def test_nothing_can_be_asked_to_be_built(override):
-    assert _refused("train", *TRAIN, override).setting == override
+    assert _refused("train", override, *TRAIN).setting == override
+
+
+@pytest.mark.parametrize("item", ["{_target_:os.system}", "[1]"])
+def test_a_list_holds_nothing_but_numbers(item):
+    error = _refused("train", f"unet.channel_mult=[1,{item}]", *TRAIN)
+    assert error.setting.startswith("unet.channel_mult=[1, ")
 
 
 @pytest.mark.parametrize(
@@ -183,17 +194,16 @@ def test_an_unknown_choice_is_answered_with_the_choices(command, override):
     ],
 )
 def test_a_wrong_value_is_named_with_what_the_setting_means(override, wrong):
-    given = [one for one in TRAIN if not override.startswith("out") or one != "out=b"]
-    error = _refused("train", *given, override)
     name = override.partition("=")[0]
+    error = _refused("train", override, *(one for one in TRAIN if one.partition("=")[0] != name))
     assert error.setting == override
     assert wrong in error.wrong
-    assert error.remedy == f"{name} is: {dict(_meanings('train'))[name]}"
+    assert error.remedy == f"{name} is: {_meanings('train')[name]}"
 
 
 @pytest.mark.parametrize("override", ["batch_size", "batch_size=[1", "tracking.project=a=b"])
 def test_bad_syntax_is_answered_with_good_syntax(override):
-    error = _refused("train", *TRAIN, override)
+    error = _refused("train", override, *TRAIN)
     assert error.setting == override
     assert f"write {override.partition('=')[0]}=VALUE" in error.remedy
 
@@ -221,10 +231,10 @@ def test_of_two_mistakes_both_are_named():
 def test_each_missing_setting_is_named_with_its_meaning(command):
     needed = minimum(command)
     for override in needed:
-        name = override.removesuffix("=1")
+        name = override.partition("=")[0]
         error = _refused(command, *(one for one in needed if one != override))
         assert (error.setting, error.remedy) == (name, f"give {name}=...")
-        assert dict(_meanings(command))[name] in error.wrong
+        assert _meanings(command)[name] in error.wrong
 
 
 def test_rules_are_run():
@@ -232,10 +242,6 @@ def test_rules_are_run():
 
 
 # --- help
-
-
-def _meanings(command):
-    return [(name, doc) for name, _, doc in settings_help(command, [])]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -274,9 +280,11 @@ def test_a_kept_configuration_is_resolved_and_names_its_enums():
     assert kept["tracking"]["project"] == "b"
 
 
-PLAIN = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="$"))
+# Without control characters and the like, which YAML itself may change.
+PLAIN = st.text(st.characters(exclude_categories=["C", "Zl", "Zp"], exclude_characters="$"))
 
 
+@settings(max_examples=40)
 @given(text=PLAIN, texts=st.lists(PLAIN))
 def test_any_text_survives(text, texts):
     assert parse_yaml(config_yaml(ReportCommand(run=text)))["run"] == text
@@ -287,7 +295,6 @@ def test_any_text_survives(text, texts):
 # --- imports
 
 
-@pytest.mark.parametrize("module", ["conf.compose", "data.stream", "data.loader", "data.verify"])
-def test_no_torch_is_imported(module):
-    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+def test_no_torch_is_imported():
+    code = "import sys, conf.compose; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conf.compose import compose_config
+from conf.enums import EngineKind
 from conf.errors import UserError
 from conf.rules import check, micro_batch
-from conf.schema import EngineKind, KLAutoencoderConfig, TrainedAutoencoderConfig
+from conf.schema import KLAutoencoderConfig, TrainedAutoencoderConfig
 from tests.conf.minimum import minimum
 
 COUNTS = [

@@ -1,11 +1,13 @@
 """Small datasets and folders of images. What they hold depends on the arguments alone."""
 
+import io
 import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from conf.compose import compose_config
@@ -90,6 +92,18 @@ def files_of(folder: Path) -> dict[str, bytes]:
     """Every file in a folder and below it, by name."""
     files = (file for file in folder.rglob("*") if file.is_file())
     return {str(file.relative_to(folder)): file.read_bytes() for file in files}
+
+
+class _Trap:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (pytest.fail, ("it was unpickled",))
+
+
+def pickled_array() -> bytes:
+    """An .npy file that holds a pickle; whoever unpickles it fails the test."""
+    buffer = io.BytesIO()
+    np.save(buffer, np.array([_Trap()], dtype=object))
+    return buffer.getvalue()
 
 
 def flip_bit(content: bytes, bit: int) -> bytes:

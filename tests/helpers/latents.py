@@ -100,7 +100,7 @@ def checkpoint_of(run: Path) -> Checkpoint:
 
 
 def adam_moments(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """Both moments of every parameter, flat, as `PARAMETER|MOMENT`, put together from all ranks' files."""
+    """Both moments of every parameter, flat, from all ranks' files, as `PARAMETER|MOMENT`."""
     pieces: dict[str, list[tuple[int, Tensor]]] = {}
     for file in checkpoint.optimizer_files():
         for text, tensor in checkpoint.tensors(file).items():
@@ -123,3 +123,15 @@ def assert_equal(a: dict[str, Any], b: dict[str, Any]) -> None:
     """All tensors are the same, bit for bit."""
     assert a.keys() == b.keys()
     assert [name for name in a if not torch.equal(a[name], b[name])] == []
+
+
+def assert_close(got: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+    """All tensors are the same up to the order of summation.
+
+    Sums of float32 in another order differ by some 1e-7 of their largest terms; over a few steps,
+    and with convolutions in another memory layout, by less than 1e-5 of a tensor's largest value.
+    """
+    assert got.keys() == wanted.keys()
+    for name, value in wanted.items():
+        limit = 1e-5 * float(value.abs().max())
+        assert float((got[name] - value).abs().max()) <= limit, name

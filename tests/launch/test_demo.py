@@ -1,8 +1,9 @@
 import pytest
 
 from conf.compose import compose_config
+from conf.enums import DemoRecipe
 from conf.errors import UserError
-from conf.schema import DemoCommand, DemoRecipe
+from conf.schema import DemoCommand
 from launch.demo import PROMPTS, run_demo, stages
 
 

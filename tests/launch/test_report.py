@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -32,9 +30,7 @@ def findings() -> Findings:
             "denoiser": [{"samples_seen": 20 * i, "loss": 1 / i} for i in range(1, 9)],
         },
         samples=[
-            Samples(
-                ["red apple", "<script>alert(1)</script>"], [np.zeros((8, 8, 3), np.uint8)] * 2
-            )
+            Samples(["red apple", "<script>alert(1)</script>"], [np.zeros((8, 8, 3), np.uint8)] * 2)
         ],
         evaluation={
             "images": 10,

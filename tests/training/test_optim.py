@@ -1,6 +1,7 @@
 import pytest
 
-from conf.schema import Decay, OptimizerConfig
+from conf.enums import Decay
+from conf.schema import OptimizerConfig
 from training.optim import learning_rate
 
 

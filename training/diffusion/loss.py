@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from conf.schema import Prediction
+from conf.enums import Prediction
 from training.diffusion.prediction import Denoiser, training_target
 from training.diffusion.schedule import Schedule, add_noise
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from conf.schema import Prediction
+from conf.enums import Prediction
 from training.diffusion.schedule import Schedule
 
 # (x_t (B, ...), timesteps (B,) int64, condition) -> prediction (B, ...). What a condition is, only

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from conf.enums import Prediction, SamplerKind
 from conf.errors import UserError
-from conf.schema import Prediction, SamplerConfig, SamplerKind
+from conf.schema import SamplerConfig
 from training.diffusion.guidance import guided
 from training.diffusion.prediction import Denoiser, to_x0_and_epsilon
 from training.diffusion.schedule import Schedule

@@ -14,8 +14,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from conf.enums import EngineKind, Precision
 from conf.errors import UserError
-from conf.schema import EngineKind, OptimizerConfig, Precision
+from conf.schema import OptimizerConfig
 from training.device import autocast_forward
 from training.engine.world import World, current_world
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from conf.schema import Prediction
+from conf.enums import Prediction
 from training.diffusion.schedule import Schedule
 
 

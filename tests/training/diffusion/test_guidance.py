@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from conf.schema import Prediction
+from conf.enums import Prediction
 from training.diffusion.guidance import guided
 from training.diffusion.prediction import to_x0_and_epsilon
 

@@ -6,8 +6,9 @@ from diffusers import DDPMScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conf.enums import ScheduleKind
 from conf.errors import UserError
-from conf.schema import DiffusionConfig, ScheduleKind
+from conf.schema import DiffusionConfig
 from training.diffusion.schedule import add_noise, build_schedule
 
 KINDS = list(ScheduleKind)

@@ -1,0 +1,80 @@
+"""The closed sets of values that a setting can have."""
+
+from enum import Enum
+
+
+class Split(Enum):
+    """Which part of a source a dataset is made of."""
+
+    all = "all"
+    train = "train"
+    held_out = "held_out"
+
+
+class ScheduleKind(Enum):
+    """How noise grows over the timesteps."""
+
+    linear = "linear"
+    scaled_linear = "scaled_linear"
+    cosine = "cosine"
+
+
+class Prediction(Enum):
+    """What a denoiser is trained to give."""
+
+    epsilon = "epsilon"
+    x0 = "x0"
+    velocity = "velocity"
+
+
+class SamplerKind(Enum):
+    """How to go from noise to latents."""
+
+    ddim = "ddim"
+    ddpm = "ddpm"
+
+
+class EngineKind(Enum):
+    """How training is spread over ranks."""
+
+    single = "single"
+    ddp = "ddp"
+    zero1 = "zero1"
+    zero2 = "zero2"
+
+
+class Precision(Enum):
+    """In what the forward pass computes."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
+class Decay(Enum):
+    """What follows the learning rate's warm-up."""
+
+    constant = "constant"
+    cosine = "cosine"
+
+
+class LatentDtype(Enum):
+    """Number format of a cache."""
+
+    float16 = "float16"
+    float32 = "float32"
+
+
+class TrackingKind(Enum):
+    """What becomes of the W&B run."""
+
+    offline = "offline"
+    online = "online"
+    off = "off"
+
+
+class DemoRecipe(Enum):
+    """How much time the demo may take."""
+
+    emoji = "emoji"
+    emoji_hour = "emoji_hour"
+    emoji_tiny = "emoji_tiny"

@@ -1,0 +1,196 @@
+import io
+import random
+import struct
+import time
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data.image import MAX_PIXELS, BadImage, decode_image, encode_png, fit_square
+from tests.helpers.datasets import flip_bit, tiny_image
+
+ORIENTATION = 0x0112
+
+
+def _encode(image, format="PNG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def _plain(color, size=(8, 8), mode="RGB"):
+    return Image.new(mode, size, color)
+
+
+def _png_that_claims(width, height):
+    """A PNG of a few bytes whose header says that it is larger."""
+    content = bytearray(_encode(_plain("red")))
+    content[16:24] = struct.pack(">II", width, height)
+    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    return bytes(content)
+
+
+# --- what is read
+
+
+def test_png_reads_back_bit_for_bit():
+    pixels = tiny_image(0, 13)
+    assert np.array_equal(decode_image(encode_png(pixels)), pixels)
+    assert encode_png(pixels) == encode_png(pixels.copy())
+
+
+@pytest.mark.parametrize(("format", "options"), [("WEBP", {"lossless": True}), ("JPEG", {})])
+def test_other_formats_are_read(format, options):
+    image = decode_image(_encode(_plain((200, 100, 50)), format, **options))
+    assert (image.shape, image.dtype) == ((8, 8, 3), np.uint8)
+    assert np.abs(image.astype(int) - (200, 100, 50)).max() <= 2
+
+
+def test_height_comes_before_width():
+    assert decode_image(_encode(_plain("red", size=(3, 5)))).shape == (5, 3, 3)
+
+
+def test_transparency_is_laid_on_white():
+    image = _plain((255, 0, 0, 255), mode="RGBA")
+    image.putpixel((0, 0), (255, 0, 0, 0))
+    image.putpixel((1, 0), (0, 0, 0, 51))
+    decoded = decode_image(_encode(image))
+    assert decoded[0, :3].tolist() == [[255, 255, 255], [204, 204, 204], [255, 0, 0]]
+
+
+def test_gray_with_transparency_is_laid_on_white():
+    image = _plain((7, 255), mode="LA")
+    image.putpixel((0, 0), (0, 0))
+    assert decode_image(_encode(image))[0, :2].tolist() == [[255] * 3, [7] * 3]
+
+
+def test_a_transparent_color_of_a_palette_is_white():
+    image = Image.new("P", (4, 1))
+    image.putpalette([10, 20, 30, 200, 100, 50])
+    image.putdata([0, 1, 0, 1])
+    content = _encode(image, transparency=0)
+    assert decode_image(content)[0, :2].tolist() == [[255, 255, 255], [200, 100, 50]]
+
+
+def test_a_transparent_color_of_rgb_is_white():
+    content = _encode(_plain((1, 2, 3)), transparency=(1, 2, 3))
+    assert (decode_image(content) == 255).all()
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P"])
+def test_gray_and_palettes_become_rgb(mode):
+    assert decode_image(_encode(_plain("white", mode="RGB").convert(mode))).shape == (8, 8, 3)
+
+
+def test_sixteen_bits_are_scaled_not_clipped():
+    pixels = np.array([[0, 255, 256, 0x7FFF, 0xFFFF]], dtype=np.uint16)
+    decoded = decode_image(_encode(Image.fromarray(pixels)))
+    assert decoded[0].tolist() == [[value] * 3 for value in (0, 0, 1, 127, 255)]
+
+
+def test_cmyk_becomes_rgb():
+    image = decode_image(_encode(_plain((0, 255, 255, 0), mode="CMYK"), "JPEG"))
+    assert np.abs(image.astype(int) - (255, 0, 0)).max() <= 3
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("format", ["PNG", "JPEG"])
+def test_a_camera_held_sideways_is_put_upright(format, orientation):
+    upright = np.zeros((16, 32, 3), dtype=np.uint8)
+    upright[:8, :16] = 255  # white at the top left, and wider than high
+    steps = {
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.transpose(1, 0, 2),
+        6: np.rot90(upright, 1),
+        7: upright[::-1, ::-1].transpose(1, 0, 2),
+        8: np.rot90(upright, -1),
+    }
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    held = Image.fromarray(np.ascontiguousarray(steps[orientation]))
+    decoded = decode_image(_encode(held, format, exif=exif.tobytes()))
+    assert decoded.shape == upright.shape
+    assert np.abs(decoded.astype(int) - upright).max() < 30
+
+
+# --- what is refused
+
+
+@pytest.mark.parametrize("format", ["GIF", "BMP", "TIFF", "PPM", "ICO"])
+def test_other_formats_are_refused(format):
+    with pytest.raises(BadImage):
+        decode_image(_encode(_plain("red", size=(16, 16)), format))
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"text", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", bytes(99)]
+)
+def test_what_is_no_image_is_refused(content):
+    with pytest.raises(BadImage):
+        decode_image(content)
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP"])
+def test_an_image_that_was_cut_is_refused(format):
+    content = _encode(Image.fromarray(tiny_image(1, 64)), format)
+    for share in (0.1, 0.5, 0.9):
+        with pytest.raises(BadImage):
+            decode_image(content[: int(share * len(content))])
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("size", [(12_000, 10_000), (60_000, 60_000), (2**31 - 1, 2**31 - 1)])
+def test_an_image_that_claims_to_be_huge_is_refused_at_once(size):
+    assert size[0] * size[1] > MAX_PIXELS
+    start = time.process_time()
+    with pytest.raises(BadImage):
+        decode_image(_png_that_claims(*size))
+    assert time.process_time() - start < 0.5
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # it also says what it thinks of each
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP"])
+def test_damage_is_read_or_refused_but_nothing_else(format):
+    exif = Image.Exif()
+    exif[ORIENTATION], exif[0x010E] = 6, "a description"
+    content = _encode(Image.fromarray(tiny_image(2, 16)), format, exif=exif.tobytes())
+    chance = random.Random(0)
+    refused = 0
+    for _ in range(300):
+        damaged = content
+        for _ in range(chance.choice([1, 3, 9])):
+            damaged = flip_bit(damaged, chance.randrange(8 * min(len(content), 300)))
+        try:
+            image = decode_image(damaged)
+            assert (image.dtype, image.ndim, image.shape[2]) == (np.uint8, 3, 3)
+        except BadImage:
+            refused += 1
+    assert refused
+
+
+# --- squares
+
+
+@pytest.mark.parametrize("shape", [(40, 40), (40, 90), (90, 40), (20, 32), (16, 98)])
+def test_the_middle_square_is_taken(shape):
+    height, width = shape
+    top, left = (height - min(shape)) // 2, (width - min(shape)) // 2
+    image = np.zeros((height, width, 3), dtype=np.uint8)
+    image[top : height - top, left : width - left] = 255
+    square = fit_square(image, 16)
+    assert square.shape == (16, 16, 3)
+    assert square[2:-2, 2:-2].min() > 240
+
+
+def test_a_square_of_the_right_size_is_left_alone():
+    image = tiny_image(3, 16)
+    assert np.array_equal(fit_square(image, 16), image)
+
+
+def test_a_smaller_image_is_made_larger():
+    assert fit_square(tiny_image(4, 4), 16).shape == (16, 16, 3)

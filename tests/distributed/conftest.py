@@ -1,0 +1,13 @@
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.latents import write_latents
+
+
+@pytest.fixture(scope="session")
+def latents(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset of 37 latents in two shards: no epoch ends where a batch does."""
+    folder = tmp_path_factory.mktemp("latents")
+    write_latents(folder)
+    return folder

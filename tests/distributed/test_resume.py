@@ -1,0 +1,105 @@
+"""A run that stops and goes on ends where one without a stop does, on these ranks or on others."""
+
+import shutil
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch.distributed as dist
+
+from conf.schema import EngineKind, OptimizerConfig, Precision, UNetConfig
+from data.storage import open_prefix
+from data.stream import open_dataset
+from tests.helpers.engines import forget_engine, train_in_turn
+from tests.helpers.latents import adam_moments, assert_close, assert_equal, checkpoint_of
+from tests.helpers.ranks import run_ranks
+from training.diffuse import build_unet
+from training.engine.checkpoint import EMA, MODEL, restore_optimizer, save_checkpoint
+from training.engine.strategy import build_engine
+from training.loop import read_run
+
+ENGINES = (("single", 1), ("ddp", 2), ("zero1", 2), ("zero2", 2))
+HALF, WHOLE = "train.samples=32", "train.samples=64"  # four and eight steps
+# Dropout is drawn anew for every rank: it has no place where the number of ranks changes.
+PORTABLE = ("unet.dropout=0", "optimizer.eps=1e-2", "optimizer.lr=0.1", "engine=zero2")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, latents: Path) -> Path:
+    """Runs of eight steps, at once and in two parts by different processes."""
+    root = tmp_path_factory.mktemp("runs")
+    for ranks in (1, 2):
+        kinds = [kind for kind, size in ENGINES if size == ranks]
+        first = [(root / f"{kind}_at_once", (WHOLE, f"engine={kind}")) for kind in kinds]
+        first += [(root / f"{kind}_in_parts", (HALF, f"engine={kind}")) for kind in kinds]
+        if ranks == 2:
+            first += [(root / "at_once", (WHOLE, *PORTABLE)), (root / "half", (HALF, *PORTABLE))]
+        run_ranks(train_in_turn, ranks, latents, first)
+        second = [(root / f"{kind}_in_parts", (WHOLE, f"engine={kind}")) for kind in kinds]
+        if ranks == 2:
+            shutil.copytree(root / "half", root / "on_other_ranks")
+        run_ranks(train_in_turn, ranks, latents, second)
+    elsewhere = [(root / "on_other_ranks", (WHOLE, *PORTABLE[:-1], "engine=single"))]
+    run_ranks(train_in_turn, 1, latents, elsewhere)
+    return root
+
+
+@pytest.mark.parametrize("kind", [kind for kind, _ in ENGINES])
+def test_two_halves_equal_the_whole_bit_for_bit(runs: Path, kind: str) -> None:
+    whole = checkpoint_of(runs / f"{kind}_at_once")
+    halves = checkpoint_of(runs / f"{kind}_in_parts")
+    assert halves.progress == whole.progress
+    assert halves.progress.updates == 8
+    assert_equal(halves.tensors(MODEL), whole.tensors(MODEL))
+    assert_equal(halves.tensors(EMA), whole.tensors(EMA))
+    assert_equal(adam_moments(halves), adam_moments(whole))
+
+
+def test_two_ranks_of_zero2_go_on_as_a_single_process(runs: Path) -> None:
+    whole, halves = checkpoint_of(runs / "at_once"), checkpoint_of(runs / "on_other_ranks")
+    assert len(whole.optimizer_files()) == 2
+    assert len(halves.optimizer_files()) == 1
+    assert_close(halves.tensors(MODEL), whole.tensors(MODEL))
+    assert_close(halves.tensors(EMA), whole.tensors(EMA))
+    assert_close(adam_moments(halves), adam_moments(whole))
+
+
+def restore_and_save(latents: Path, moves: list[tuple[Path, str, Path]]) -> None:
+    """For `run_ranks`: for every (from, engine, to), a checkpoint into an engine and out again."""
+    with mock.patch.object(dist, "destroy_process_group"):
+        for source, kind, target in moves:
+            forget_engine()
+            _restore_and_save(latents, source, kind, target)
+
+
+def _restore_and_save(latents: Path, source: Path, kind: str, target: Path) -> None:
+    run = read_run(open_prefix(str(source), "out"), "train")
+    checkpoint = checkpoint_of(source)
+    model = build_unet(UNetConfig(**run["unet"]), open_dataset(str(latents), "latents").manifest)
+    model.load_state_dict(checkpoint.tensors(MODEL))
+    optimizer = OptimizerConfig()
+    engine = build_engine(EngineKind(kind), Precision.fp32, optimizer, model, 1, 1)
+    restore_optimizer(engine, checkpoint)
+    ema = list(checkpoint.tensors(EMA).values())
+    out = open_prefix(str(target), "out")
+    save_checkpoint(out, engine, ema, checkpoint.progress, keep_last=1)
+    if engine.world.main:
+        shutil.copy(source / "settings.json", target)
+    engine.close()
+
+
+def test_moments_survive_any_change_of_engine_and_ranks(runs: Path, latents: Path) -> None:
+    two_ranks = runs / "zero2_at_once"
+    folder = runs / "moved"
+    moves = [(two_ranks, kind, folder / f"1-{kind}") for kind in ("single", "ddp", "zero1")]
+    run_ranks(restore_and_save, 1, latents, moves)
+    back = [
+        (folder / "1-single", "zero2", folder / "2-zero2"),
+        (folder / "1-ddp", "zero1", folder / "2-zero1"),
+        (folder / "1-zero1", "ddp", folder / "2-ddp"),
+    ]
+    run_ranks(restore_and_save, 2, latents, back)
+    wanted = adam_moments(checkpoint_of(two_ranks))
+    assert all(value.any() for value in wanted.values())
+    for _, _, place in (*moves, *back):
+        assert_equal(adam_moments(checkpoint_of(place)), wanted)

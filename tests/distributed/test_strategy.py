@@ -1,0 +1,120 @@
+"""What runs is the engine that was asked for, in the precision that was asked for."""
+
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from conf.errors import UserError
+from conf.schema import EngineKind, OptimizerConfig, Precision
+from tests.helpers.engines import forget_engine
+from tests.helpers.ranks import run_ranks
+from training.engine.strategy import Engine, build_engine, flat_partitions
+
+CASES = [(kind, precision) for kind in ("ddp", "zero1", "zero2") for precision in ("fp32", "bf16")]
+
+
+class Network(nn.Module):
+    """A linear map that notes the number formats of what it makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(64, 33)
+        self.met: set[torch.dtype] = set()
+        self.linear.register_forward_hook(lambda module, given, made: self.met.add(made.dtype))
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        made: torch.Tensor = self.linear(values)
+        return made
+
+
+def build(kind: str, precision: str, model: nn.Module) -> Engine:
+    optimizer = OptimizerConfig(lr=0.5, clip_norm=0.0)
+    return build_engine(EngineKind(kind), Precision(precision), optimizer, model, 2, 1)
+
+
+def describe_engines() -> dict[tuple[str, str], dict[str, Any]]:
+    """For `run_ranks`: facts of every engine after one step."""
+    facts = {}
+    with mock.patch.object(dist, "destroy_process_group"):
+        for kind, precision in CASES:
+            forget_engine()
+            facts[kind, precision] = describe_engine(kind, precision)
+    return facts
+
+
+def describe_engine(kind: str, precision: str) -> dict[str, Any]:
+    torch.manual_seed(0)
+    network = Network()
+    engine = build(kind, precision, network)
+    before = network.linear.weight.detach().clone()
+    batch = torch.randn(2, 64)
+    engine.update([batch], lambda values: {"loss": engine.model(values).float().mean(1)}, lr=0.25)
+    partitions = flat_partitions(engine) if engine.zero_stage else []
+    states = [engine.adamw.state[key] for key in engine.adamw.state]
+    facts = {
+        "wrapper": type(engine.model).__name__,
+        "stage": engine.model.zero_optimization_stage() if engine.zero_stage else 0,
+        "ranks": dist.get_world_size(),
+        "backend": dist.get_backend(),
+        "partition": sum(part.numel() for part in partitions),
+        "moments": sum(state["exp_avg"].numel() for state in states),
+        "met": network.met,
+        "weights": {parameter.dtype for parameter in network.parameters()},
+        # Adam's first step is as long as the learning rate, whatever the gradient.
+        "step": float((network.linear.weight - before).abs().mean()),
+    }
+    engine.close()
+    return facts
+
+
+@pytest.fixture(scope="module")
+def facts() -> list[dict[tuple[str, str], dict[str, Any]]]:
+    """Of two ranks."""
+    return run_ranks(describe_engines, 2)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(("kind", "stage"), [("zero1", 1), ("zero2", 2)])
+def test_deepspeed_runs_and_halves_the_optimizer_state(
+    facts: list[Any], kind: str, stage: int, precision: str
+) -> None:
+    whole = 64 * 33 + 33
+    for rank in facts:
+        fact = rank[kind, precision]
+        assert fact["wrapper"] == "DeepSpeedEngine"
+        assert fact["stage"] == stage
+        assert (fact["ranks"], fact["backend"]) == (2, "gloo")
+        assert whole / 2 <= fact["partition"] <= whole / 2 + 8
+        assert fact["moments"] == fact["partition"]
+
+
+def test_ddp_runs_and_keeps_the_whole_state_on_every_rank(facts: list[Any]) -> None:
+    for rank in facts:
+        fact = rank["ddp", "fp32"]
+        assert fact["wrapper"] == "DistributedDataParallel"
+        assert fact["moments"] == 64 * 33 + 33
+
+
+@pytest.mark.parametrize("kind", ["ddp", "zero1", "zero2"])
+def test_bf16_reaches_the_layers_and_leaves_the_weights(facts: list[Any], kind: str) -> None:
+    for rank in facts:
+        assert rank[kind, "bf16"]["met"] == {torch.bfloat16}
+        assert rank[kind, "fp32"]["met"] == {torch.float32}
+        assert rank[kind, "bf16"]["weights"] == {torch.float32}
+
+
+@pytest.mark.parametrize("case", CASES, ids="-".join)
+def test_the_learning_rate_of_a_step_is_the_one_given(facts: list[Any], case: Any) -> None:
+    for rank in facts:
+        assert rank[case]["step"] == pytest.approx(0.25, rel=0.01)
+
+
+def test_single_refuses_several_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="engine=single: was started on 2 ranks"):
+        build("single", "fp32", Network())

@@ -1,0 +1,30 @@
+"""Several engines in one set of ranks: a fresh interpreter takes ten times as long as one."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from unittest import mock
+
+import torch.distributed as dist
+
+from tests.helpers.latents import train_small
+
+
+def forget_engine() -> None:
+    """Lets the next engine of this process start afresh, as in a process of its own."""
+    from accelerate.state import AcceleratorState, GradientState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
+
+
+def train_in_turn(latents: Path, runs: Sequence[tuple[Path, Sequence[str]]]) -> None:
+    """For `run_ranks`: `ldm train` into each folder with the settings beside it.
+
+    The process group stays, for a second one cannot be had on the same port.
+    """
+    with mock.patch.object(dist, "destroy_process_group"):
+        for out, settings in runs:
+            forget_engine()
+            train_small(latents, out, *settings)
