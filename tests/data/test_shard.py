@@ -215,10 +215,9 @@ def test_an_empty_source_leaves_out_untouched(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("processes", ["1", "2"])
-def test_a_broken_image_is_named(images, tmp_path, processes):
+def test_a_broken_image_is_named(images, tmp_path):
     (images / "007.png").write_bytes(encode_png(tiny_image(7, 16))[:60])
-    error = _refused(tmp_path / "out", *_folder(images), f"processes={processes}")
+    error = _refused(tmp_path / "out", *_folder(images))
     assert error.wrong.startswith("007.png: ")
     assert not (tmp_path / "out" / NAME).exists()
 

@@ -4,9 +4,6 @@ The model comes in plain and is wrapped here. Weights and optimizer stay in floa
 autocast around the forward pass, so that a checkpoint means the same whatever the engine.
 """
 
-import logging
-import os
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -18,10 +15,10 @@ from conf.enums import EngineKind, Precision
 from conf.errors import UserError
 from conf.schema import OptimizerConfig
 from training.device import autocast_forward
+from training.engine.accelerator import build_accelerator
 from training.engine.world import World, current_world
 
 ZERO_STAGES = {EngineKind.zero1: 1, EngineKind.zero2: 2}
-LARGEST_BUCKET = 500_000_000  # elements; DeepSpeed's own default
 
 
 class Engine:
@@ -148,7 +145,7 @@ def build_engine(
             "engine=single", f"was started on {world.size} ranks", "choose ddp or zero2"
         )
     zero_stage = ZERO_STAGES.get(kind, 0)
-    accelerator = _accelerator(
+    accelerator = build_accelerator(
         zero_stage,
         optimizer_config.clip_norm,
         micro_batch_size,
@@ -175,97 +172,8 @@ def build_engine(
     return engine
 
 
-def _accelerator(
-    zero_stage: int, clip_norm: float, micro: int, accumulation: int, parameters: int
-) -> Any:
-    """An Accelerator that really runs the engine asked for, on GPUs or on gloo."""
-    if zero_stage:
-        if not torch.cuda.is_available():
-            os.environ["DS_ACCELERATOR"] = "cpu"
-        os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
-        if current_world().size == 1:
-            _single_rank_environment()
-    from accelerate import Accelerator
-    from accelerate.utils import (
-        DeepSpeedPlugin,
-        GradientAccumulationPlugin,
-        InitProcessGroupKwargs,
-    )
-
-    plugin = None
-    if zero_stage:
-        _tame_deepspeed()
-        plugin = DeepSpeedPlugin(
-            hf_ds_config=_deepspeed_config(zero_stage, clip_norm, micro, accumulation, parameters)
-        )
-    backend = "nccl" if torch.cuda.is_available() else "gloo"
-    return Accelerator(
-        # Without `cpu`, ranks on CPUs run side by side and never exchange a gradient; with it,
-        # DeepSpeed is dropped. Neither says a word.
-        cpu=not zero_stage and not torch.cuda.is_available(),
-        mixed_precision="no",
-        deepspeed_plugin=plugin,
-        gradient_accumulation_plugin=GradientAccumulationPlugin(
-            num_steps=accumulation, adjust_scheduler=False, sync_with_dataloader=False
-        ),
-        # Without ranks there is no process group to start, and Accelerate takes the handler for
-        # one.
-        kwargs_handlers=[InitProcessGroupKwargs(backend=backend)] if "RANK" in os.environ else [],
-    )
-
-
-def _tame_deepspeed() -> None:
-    """Keep DeepSpeed from compiling what training does not use, and from warning of its own
-    code.
-    """
-    import deepspeed
-
-    # Only inference uses this operator. Compiling it takes half a minute, a compiler and a lock
-    # that outlives a killed process, and then every later start waits for it without end.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    warnings.filterwarnings(
-        "ignore", "`torch.distributed.all_gather_into_tensor` is deprecated", FutureWarning
-    )
-
-
-def _single_rank_environment() -> None:
-    """DeepSpeed wants a process group even for one rank; give it one on this machine."""
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    for name, value in {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_PORT": port}.items():
-        os.environ.setdefault(name, str(value))
-    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-
-
-def _deepspeed_config(
-    stage: int, clip_norm: float, micro: int, accumulation: int, parameters: int
-) -> dict[str, Any]:
-    # DeepSpeed allocates a whole bucket, 2 GB by default, however small the model is.
-    bucket = min(parameters, LARGEST_BUCKET)
-    return {
-        "train_micro_batch_size_per_gpu": micro,
-        "gradient_accumulation_steps": accumulation,
-        "gradient_clipping": clip_norm,
-        "zero_optimization": {
-            "stage": stage,
-            "overlap_comm": False,
-            "contiguous_gradients": True,
-            "reduce_bucket_size": bucket,
-            "allgather_bucket_size": bucket,
-        },
-        "zero_force_ds_cpu_optimizer": False,
-        "steps_per_print": 2**31,
-    }
-
-
 def _check(engine: Engine, kind: EngineKind, world: World, accelerator: Any) -> None:
-    """Make sure that what runs is what was asked for: libraries have fallen back in silence
-    before.
-    """
+    """Make sure that what runs is what was asked for: libraries have fallen back in silence."""
     from accelerate.utils import DistributedType
 
     assert engine.world == world, f"asked for {world}, got {engine.world}"
@@ -283,7 +191,5 @@ def _check(engine: Engine, kind: EngineKind, world: World, accelerator: Any) -> 
 
 
 def flat_partitions(engine: Engine) -> list[Tensor]:
-    """This rank's flat pieces of the float32 weights under ZeRO, which key the optimizer's
-    state.
-    """
+    """This rank's flat pieces of the weights under ZeRO; the optimizer's state is keyed by them."""
     return list(engine.model.optimizer.single_partition_of_fp32_groups)
