@@ -1,6 +1,4 @@
-"""From command-line overrides to one typed configuration, or one clear line about what is wrong
-with them.
-"""
+"""From overrides to one typed configuration, or one clear line about what is wrong."""
 
 import contextlib
 import difflib

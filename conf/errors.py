@@ -1,10 +1,8 @@
-"""The one exception for a user's mistake. The command line prints it on one line and exits with
-code 2.
-"""
+"""The exceptions that the command line prints as one line."""
 
 
 class UserError(Exception):
-    """A setting, path or input that the user has to change.
+    """A setting, path or input that the user has to change; exit code 2.
 
     Args:
         setting: The setting that is at fault, as the user would type it (`data.url=...`).
@@ -21,6 +19,8 @@ class UserError(Exception):
 
 
 class RunError(Exception):
-    """Work that cannot go on though the settings are right: the line says what happened and what to
-    do.
-    """
+    """Right settings, yet the work cannot go on; says what happened and what to do. Exit code 1."""
+
+
+class Preempted(Exception):
+    """The run was told to stop and saved a checkpoint; exit code 75, for requeueing."""

@@ -1,5 +1,7 @@
 """Rules between settings. All of them run before anything is loaded, opened or started."""
 
+import math
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from conf.enums import EngineKind
@@ -7,13 +9,8 @@ from conf.errors import UserError
 from conf.schema import (
     AutoencoderCommand,
     CacheCommand,
-    DataConfig,
-    EvaluateCommand,
     KLAutoencoderConfig,
-    OpenMojiSource,
     SampleCommand,
-    SamplerConfig,
-    ShardCommand,
     TrainCommand,
     TrainedAutoencoderConfig,
 )
@@ -25,11 +22,8 @@ def check(config: Any) -> None:
     Raises:
         UserError: The first rule that does not hold.
     """
+    _bounds(config)
     match config:
-        case ShardCommand():
-            _positive(config, "size", "shard_samples")
-            if isinstance(config.source, OpenMojiSource):
-                _share("source.held_out_share", config.source.held_out_share)
         case AutoencoderCommand():
             if not isinstance(config.autoencoder, KLAutoencoderConfig):
                 raise UserError(
@@ -45,18 +39,10 @@ def check(config: Any) -> None:
                     "has no weights",
                     "give autoencoder=trained autoencoder.url=URL of an `ldm autoencoder` run",
                 )
-            _positive(config, "micro_batch_size")
-            _data(config.data)
         case TrainCommand():
-            _share("diffusion.caption_dropout", config.diffusion.caption_dropout)
             _training(config)
         case SampleCommand():
             _prompts(config.prompts)
-            _sampler(config.sampler)
-            _positive(config, "images_per_prompt")
-        case EvaluateCommand():
-            _positive(config, "draws")
-            _data(config.data)
 
 
 def micro_batch(batch_size: int, micro_batch_size: int | None, ranks: int) -> int:
@@ -79,10 +65,10 @@ def micro_batch(batch_size: int, micro_batch_size: int | None, ranks: int) -> in
 
 
 def _training(config: AutoencoderCommand | TrainCommand) -> None:
-    _positive(config, "batch_size")
-    if config.micro_batch_size is not None:
-        _positive(config, "micro_batch_size")
-    _data(config.data)
+    if len(config.optimizer.betas) != 2:
+        raise UserError(
+            f"optimizer.betas={config.optimizer.betas}", "are not two numbers", "give [0.9,0.999]"
+        )
     if config.engine.kind is EngineKind.single and config.cluster.processes > 1:
         raise UserError(
             "engine=single",
@@ -91,20 +77,7 @@ def _training(config: AutoencoderCommand | TrainCommand) -> None:
         )
     if config.cluster.kind != "local":
         raise UserError(f"cluster={config.cluster.kind}", "is not known", "choose cluster=local")
-    for name, value in (
-        ("train.samples", config.train.samples),
-        ("cluster.processes", config.cluster.processes),
-        ("checkpoint.every_samples", config.checkpoint.every_samples),
-        ("checkpoint.keep_last", config.checkpoint.keep_last),
-        ("tracking.log_every_samples", config.tracking.log_every_samples),
-    ):
-        _at_least_one(name, value)
     micro_batch(config.batch_size, config.micro_batch_size, config.cluster.processes)
-
-
-def _data(config: DataConfig) -> None:
-    _at_least_one("data.threads", config.threads)
-    _at_least_one("data.block_shards", config.block_shards)
 
 
 def _prompts(prompts: Any) -> None:
@@ -117,21 +90,21 @@ def _prompts(prompts: Any) -> None:
         )
 
 
-def _sampler(config: SamplerConfig) -> None:
-    _at_least_one("sampler.steps", config.steps)
-    _share("sampler.eta", config.eta)
-
-
-def _positive(config: Any, *names: str) -> None:
-    for name in names:
-        _at_least_one(name, getattr(config, name))
-
-
-def _at_least_one(name: str, value: int) -> None:
-    if value < 1:
-        raise UserError(f"{name}={value}", "is too small", "give 1 or more")
-
-
-def _share(name: str, value: float) -> None:
-    if not 0 <= value <= 1:
-        raise UserError(f"{name}={value}", "is not a share", "give a number from 0 to 1")
+def _bounds(config: Any, prefix: str = "") -> None:
+    """Hold every number, and every number of a list, against the bounds in the schema."""
+    for item in fields(config):
+        name, value = f"{prefix}{item.name}", getattr(config, item.name)
+        if is_dataclass(value):
+            _bounds(value, f"{name}.")
+            continue
+        low, high = item.metadata.get("low"), item.metadata.get("high")
+        if low is None or value is None:
+            continue
+        numbers = value if isinstance(value, list) else [value]
+        if not numbers and item.name != "attention_levels":
+            raise UserError(f"{name}=[]", "is empty", "give at least one number")
+        for number in numbers:
+            if not math.isfinite(number) or number < low:
+                raise UserError(f"{name}={value}", "is too small", f"give {low:g} or more")
+            if high is not None and number > high:
+                raise UserError(f"{name}={value}", "is too large", f"give {high:g} or less")

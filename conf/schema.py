@@ -21,11 +21,17 @@ from conf.enums import (
 )
 
 
-def setting(doc: str, default: Any = "???") -> Any:
-    """A field with its meaning, for `--help`. `???` is OmegaConf's mark for a value that the user must give."""
-    if isinstance(default, (list, dict)):
-        return field(default_factory=lambda: type(default)(default), metadata={"doc": doc})
-    return field(default=default, metadata={"doc": doc})
+def setting(
+    doc: str, default: Any = "???", low: float | None = None, high: float | None = None
+) -> Any:
+    """A field with its meaning, for `--help`, and the bounds of a number or of each number in a list.
+
+    `???` is OmegaConf's mark for a value that the user must give.
+    """
+    metadata = {"doc": doc, "low": low, "high": high}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 def group(config: type, doc: str) -> Any:
@@ -52,7 +58,7 @@ class OpenMojiSource(SourceConfig):
         "train, held_out (no emoji of it, in any skin tone, is in train) or all", Split.all
     )
     held_out_share: float = setting(
-        "share of the emoji that are held out, skin tones counted as one", 0.1
+        "share of the emoji that are held out, skin tones counted as one", 0.1, low=0, high=1
     )
 
 
@@ -76,20 +82,24 @@ class KLAutoencoderConfig(AutoencoderConfig):
     """The KL autoencoder of Rombach et al. 2022, to be trained."""
 
     kind: str = setting("which autoencoder this is", "kl")
-    latent_channels: int = setting("channels of a latent", 4)
-    channels: int = setting("channels of the first level", 128)
+    latent_channels: int = setting("channels of a latent", 4, low=1)
+    channels: int = setting("channels of the first level", 128, low=1)
     channel_mult: list[int] = setting(
-        "channels of each level, in multiples of the first; one level halves the size", [1, 2, 4, 4]
+        "channels of each level, in multiples of the first; one level halves the size",
+        [1, 2, 4, 4],
+        low=1,
     )
-    res_blocks: int = setting("residual blocks a level in the encoder; the decoder has one more", 2)
+    res_blocks: int = setting(
+        "residual blocks a level in the encoder; the decoder has one more", 2, low=1
+    )
     attention: bool = setting("self-attention in the middle block", True)
     patch_size: int = setting(
-        "pixels to a side that the first layer folds into channels; 1 is the paper's", 1
+        "pixels to a side that the first layer folds into channels; 1 is the paper's", 1, low=1
     )
     linear_shortcut: bool = setting(
         "a linear map from patches to moments and back beside the network", False
     )
-    norm_groups: int = setting("groups of every GroupNorm", 32)
+    norm_groups: int = setting("groups of every GroupNorm", 32, low=1)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -107,25 +117,29 @@ class TextEncoderConfig:
     path: str = setting(
         "folder, or package://NAME/FOLDER for one that an installed Python package ships"
     )
-    max_length: int = setting("longest caption in tokens; longer ones are cut and counted", 77)
+    max_length: int = setting(
+        "longest caption in tokens; longer ones are cut and counted", 77, low=1
+    )
 
 
 @dataclass(kw_only=True, slots=True)
 class UNetConfig:
     """The denoiser: the text-conditional UNet of Rombach et al. 2022."""
 
-    channels: int = setting("channels of the first level", 320)
+    channels: int = setting("channels of the first level", 320, low=1)
     channel_mult: list[int] = setting(
-        "channels of each level, in multiples of the first", [1, 2, 4, 4]
+        "channels of each level, in multiples of the first", [1, 2, 4, 4], low=1
     )
-    res_blocks: int = setting("residual blocks a level on the way down; one more on the way up", 2)
+    res_blocks: int = setting(
+        "residual blocks a level on the way down; one more on the way up", 2, low=1
+    )
     attention_levels: list[int] = setting(
-        "levels, from 0, that have self- and cross-attention", [0, 1, 2]
+        "levels, from 0, that have self- and cross-attention", [0, 1, 2], low=0
     )
-    transformer_depth: int = setting("transformer blocks after each residual block", 1)
-    head_channels: int = setting("channels of one attention head", 64)
-    norm_groups: int = setting("groups of every GroupNorm", 32)
-    dropout: float = setting("dropout in the residual blocks", 0.0)
+    transformer_depth: int = setting("transformer blocks after each residual block", 1, low=1)
+    head_channels: int = setting("channels of one attention head", 64, low=1)
+    norm_groups: int = setting("groups of every GroupNorm", 32, low=1)
+    dropout: float = setting("dropout in the residual blocks", 0.0, low=0, high=0.99)
     pooled_text: bool = setting(
         "add the mean of the text embeddings to the timestep embedding", False
     )
@@ -136,11 +150,13 @@ class DiffusionConfig:
     """The forward process and what the denoiser predicts."""
 
     schedule: ScheduleKind = setting("noise schedule", ScheduleKind.scaled_linear)
-    num_timesteps: int = setting("timesteps of the discrete process", 1000)
-    beta_start: float = setting("first beta of the linear schedules", 0.00085)
-    beta_end: float = setting("last beta of the linear schedules", 0.012)
+    num_timesteps: int = setting("timesteps of the discrete process", 1000, low=1)
+    beta_start: float = setting("first beta of the linear schedules", 0.00085, low=1e-09, high=1)
+    beta_end: float = setting("last beta of the linear schedules", 0.012, low=1e-09, high=1)
     prediction: Prediction = setting("what the denoiser predicts", Prediction.epsilon)
-    caption_dropout: float = setting("share of captions replaced by the empty one in training", 0.1)
+    caption_dropout: float = setting(
+        "share of captions replaced by the empty one in training", 0.1, low=0, high=1
+    )
 
 
 @dataclass(kw_only=True, slots=True)
@@ -148,22 +164,28 @@ class SamplerConfig:
     """From noise to latents."""
 
     kind: SamplerKind = setting("ddim or ddpm", SamplerKind.ddim)
-    steps: int = setting("denoiser evaluations", 50)
-    guidance_scale: float = setting("classifier-free guidance; 1 is none", 7.5)
-    eta: float = setting("DDIM's noise: 0 is deterministic, 1 is DDPM's", 0.0)
+    steps: int = setting("denoiser evaluations", 50, low=1)
+    guidance_scale: float = setting("classifier-free guidance; 1 is none", 7.5, low=0)
+    eta: float = setting("DDIM's noise: 0 is deterministic, 1 is DDPM's", 0.0, low=0, high=1)
 
 
 @dataclass(kw_only=True, slots=True)
 class OptimizerConfig:
     """AdamW with a learning rate that is a function of the samples seen."""
 
-    lr: float = setting("peak learning rate", 1e-4)
-    betas: list[float] = setting("decay of the first and second moments", [0.9, 0.999])
-    eps: float = setting("added to the denominator", 1e-8)
-    weight_decay: float = setting("decoupled weight decay", 0.01)
-    warmup_samples: int = setting("samples over which the learning rate rises from 0", 10_000)
+    lr: float = setting("peak learning rate", 1e-4, low=1e-12)
+    betas: list[float] = setting(
+        "decay of the first and second moments", [0.9, 0.999], low=0, high=0.999999
+    )
+    eps: float = setting("added to the denominator", 1e-8, low=0)
+    weight_decay: float = setting("decoupled weight decay", 0.01, low=0)
+    warmup_samples: int = setting(
+        "samples over which the learning rate rises from 0", 10_000, low=0
+    )
     decay: Decay = setting("what follows the warm-up", Decay.constant)
-    clip_norm: float = setting("gradients are scaled down to this global norm; 0 is off", 1.0)
+    clip_norm: float = setting(
+        "gradients are scaled down to this global norm; 0 is off", 1.0, low=0
+    )
 
 
 @dataclass(kw_only=True, slots=True)
@@ -181,16 +203,16 @@ class ClusterConfig:
     """Where the command runs."""
 
     kind: str = setting("local: processes on this machine", "local")
-    processes: int = setting("ranks to start", 1)
-    port: int = setting("port of the rendezvous; 0 takes a free one", 0)
+    processes: int = setting("ranks to start", 1, low=1)
+    port: int = setting("port of the rendezvous; 0 takes a free one", 0, low=0, high=65535)
 
 
 @dataclass(kw_only=True, slots=True)
 class CheckpointConfig:
     """When the state of a run is kept."""
 
-    every_samples: int = setting("samples between checkpoints", 100_000)
-    keep_last: int = setting("checkpoints kept; older ones are removed", 2)
+    every_samples: int = setting("samples between checkpoints", 100_000, low=1)
+    keep_last: int = setting("checkpoints kept; older ones are removed", 2, low=1)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -202,7 +224,7 @@ class TrackingConfig:
         TrackingKind.offline,
     )
     project: str = setting("W&B project", "latent-foundry")
-    log_every_samples: int = setting("samples between two lines of metrics", 1000)
+    log_every_samples: int = setting("samples between two lines of metrics", 1000, low=1)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -210,20 +232,23 @@ class DataConfig:
     """The dataset that a command reads."""
 
     url: str = setting("URL of the dataset")
-    seed: int = setting("seed of the order of samples", 0)
-    block_shards: int = setting("shards whose samples are shuffled together", 16)
-    threads: int = setting("reading threads of a rank", 2)
+    seed: int = setting("seed of the order of samples", 0, low=0, high=4611686018427387904)
+    block_shards: int = setting("shards whose samples are shuffled together", 16, low=1, high=32)
+    threads: int = setting("reading threads of a rank", 2, low=1, high=64)
 
 
 @dataclass(kw_only=True, slots=True)
 class TrainingConfig:
     """How long and from what seed."""
 
-    samples: int = setting("samples to train on, counted over all ranks and epochs")
-    seed: int = setting("seed of weights, noise, timesteps and caption dropout", 0)
+    samples: int = setting("samples to train on, counted over all ranks and epochs", low=1)
+    seed: int = setting(
+        "seed of weights, noise, timesteps and caption dropout", 0, low=0, high=4611686018427387904
+    )
     ema_half_life: int = setting(
         "half-life of the averaged weights in samples; at most a tenth of the samples seen so far",
         500_000,
+        low=1,
     )
 
 
@@ -236,9 +261,9 @@ class ShardCommand:
 
     out: str = setting("URL of the dataset to write")
     source: SourceConfig = group(SourceConfig, "where the pairs come from")
-    size: int = setting("side of the square images in pixels", 64)
-    shard_samples: int = setting("samples a shard", 512)
-    processes: int = setting("shards made at the same time; 0 is one a core", 0)
+    size: int = setting("side of the square images in pixels", 64, low=1)
+    shard_samples: int = setting("samples a shard", 512, low=1)
+    processes: int = setting("shards made at the same time; 0 is one a core", 0, low=0)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -248,11 +273,11 @@ class AutoencoderCommand:
     out: str = setting("URL of the run to write")
     data: DataConfig = group(DataConfig, "the dataset of images")
     autoencoder: AutoencoderConfig = group(AutoencoderConfig, "the model")
-    kl_weight: float = setting("weight of the KL term against the reconstruction", 1e-6)
+    kl_weight: float = setting("weight of the KL term against the reconstruction", 1e-6, low=0)
     train: TrainingConfig = group(TrainingConfig, "length and seed")
-    batch_size: int = setting("samples of one optimizer step, over all ranks", 64)
+    batch_size: int = setting("samples of one optimizer step, over all ranks", 64, low=1)
     micro_batch_size: int | None = setting(
-        "samples of one forward pass of a rank; null is batch_size over ranks", None
+        "samples of one forward pass of a rank; null is batch_size over ranks", None, low=1
     )
     optimizer: OptimizerConfig = group(OptimizerConfig, "AdamW")
     engine: EngineConfig = group(EngineConfig, "ranks and precision")
@@ -272,7 +297,7 @@ class CacheCommand:
     dtype: LatentDtype = setting(
         "number format of moments and text embeddings", LatentDtype.float16
     )
-    micro_batch_size: int = setting("images encoded at once", 64)
+    micro_batch_size: int = setting("images encoded at once", 64, low=1)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -284,9 +309,9 @@ class TrainCommand:
     unet: UNetConfig = group(UNetConfig, "the denoiser")
     diffusion: DiffusionConfig = group(DiffusionConfig, "the forward process")
     train: TrainingConfig = group(TrainingConfig, "length and seed")
-    batch_size: int = setting("samples of one optimizer step, over all ranks", 256)
+    batch_size: int = setting("samples of one optimizer step, over all ranks", 256, low=1)
     micro_batch_size: int | None = setting(
-        "samples of one forward pass of a rank; null is batch_size over ranks", None
+        "samples of one forward pass of a rank; null is batch_size over ranks", None, low=1
     )
     optimizer: OptimizerConfig = group(OptimizerConfig, "AdamW")
     engine: EngineConfig = group(EngineConfig, "ranks and precision")
@@ -305,8 +330,8 @@ class SampleCommand:
     )
     out: str = setting("URL of the folder for grid.png and one PNG an image")
     sampler: SamplerConfig = group(SamplerConfig, "how to sample")
-    images_per_prompt: int = setting("images of each prompt", 1)
-    seed: int = setting("seed of the noise", 0)
+    images_per_prompt: int = setting("images of each prompt", 1, low=1)
+    seed: int = setting("seed of the noise", 0, low=0, high=4611686018427387904)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -316,9 +341,9 @@ class EvaluateCommand:
     checkpoint: str = setting("URL of an `ldm train` run")
     data: DataConfig = group(DataConfig, "the dataset of held-out images")
     out: str = setting("URL of the folder for evaluation.json and reconstructions.png")
-    samples: int = setting("images to use; 0 is all", 0)
-    draws: int = setting("noise and timestep draws an image, stratified over timesteps", 4)
-    seed: int = setting("seed of noise and timesteps", 0)
+    samples: int = setting("images to use; 0 is all", 0, low=0)
+    draws: int = setting("noise and timestep draws an image, stratified over timesteps", 4, low=1)
+    seed: int = setting("seed of noise and timesteps", 0, low=0, high=4611686018427387904)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -345,7 +370,7 @@ class DemoCommand:
         "emoji: ten minutes on two cores; emoji_hour: an hour; emoji_tiny: a check of the machinery",
         DemoRecipe.emoji,
     )
-    processes: int = setting("ranks that train the autoencoder and the denoiser", 2)
+    processes: int = setting("ranks that train the autoencoder and the denoiser", 2, low=1)
 
 
 COMMANDS: dict[str, type] = {

@@ -1,3 +1,1 @@
-"""Datasets: storage, shards, manifests, order and reading. Works in bytes and numpy; imports no
-torch.
-"""
+"""Datasets: storage, shards, manifests, order, reading. Bytes and numpy, no torch."""

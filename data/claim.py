@@ -11,8 +11,7 @@ SETTINGS = "settings.json"
 
 
 def claim(out: Prefix, settings: dict[str, Any]) -> bool:
-    """Take a prefix for the work that `settings` describe; any number of processes may do so at
-    once.
+    """Take a prefix for the work that `settings` describe; processes may race for it.
 
     Args:
         out: Where the work's results go.
@@ -25,6 +24,11 @@ def claim(out: Prefix, settings: dict[str, Any]) -> bool:
         UserError: It is claimed for other work; names the first difference.
     """
     wanted = canonical_json(settings)
+    found = [name for name in out.names() if not name.startswith(".")]
+    if found and SETTINGS not in found:
+        raise UserError(
+            f"out={out.url}", f"is not empty (it holds {found[0]})", "choose a new or empty place"
+        )
     try:
         out.create(SETTINGS, wanted)
     except FileExistsError:

@@ -1,6 +1,4 @@
-"""Samples to collated micro-batches, read ahead by threads. The only state is a place in the order
-of samples.
-"""
+"""Samples to micro-batches, read ahead by threads; a place in the order is all the state."""
 
 import io
 import json

@@ -18,8 +18,7 @@ UINT64 = NDArray[np.uint64]
 def mix(values: UINT64) -> UINT64:
     """The finaliser of SplitMix64, a bijection on 64-bit integers.
 
-    Source: Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014, figure
-    15.
+    Source: Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators", fig. 15.
     """
     z = (values + np.uint64(0x9E3779B97F4A7C15)).astype(np.uint64)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -41,8 +40,7 @@ class Order:
     Args:
         counts: Samples of each shard, in the manifest's order.
         seed: Seed of all permutations.
-        block_shards: Shards whose samples are permuted together. The reader needs that many open at
-            once.
+        block_shards: Shards whose samples are permuted together; so many are open at once.
     """
 
     def __init__(self, counts: Sequence[int], seed: int, block_shards: int) -> None:
@@ -52,8 +50,7 @@ class Order:
         self.epoch_samples = int(self.counts.sum())
         if self.epoch_samples == 0:
             raise ValueError("an order needs at least one sample")
-        # Large enough for the block that is being read and the next, on each side of an epoch's
-        # end.
+        # The block that is being read and the next, on each side of an epoch's end.
         self._block = lru_cache(maxsize=4)(self._permuted_block)
         self._epoch = lru_cache(maxsize=2)(self._permuted_shards)
 

@@ -1,6 +1,4 @@
-"""What a person sees of a long command: a bar on a terminal, a line every so often in a log, and a
-summary kept.
-"""
+"""What a person sees of a long command: a bar or lines, and a summary kept."""
 
 import json
 import resource
@@ -122,9 +120,7 @@ def read_summary(out: Prefix) -> list[dict[str, Any]]:
 
 
 def peak_memory() -> int:
-    """The largest resident memory of this process so far and of its largest finished child, in
-    bytes.
-    """
+    """Peak resident bytes of this process plus its largest finished child."""
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     child = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     return (own + child) * 1024

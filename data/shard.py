@@ -1,6 +1,7 @@
-"""Datasets are made here, shard by shard: each appears whole, an interrupted command takes up where
-it was, and an `out` that holds something else is refused. Used for raw shards and for latent shards
-alike.
+"""Datasets are made here, shard by shard, raw and latent alike.
+
+Each shard appears whole, an interrupted command takes up where it was, and an `out` that holds
+something else is refused.
 """
 
 import io
@@ -15,12 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from conf.errors import UserError
+from conf.errors import RunError, UserError
 from conf.schema import ShardCommand
 from data import manifest
 from data.claim import claim
 from data.image import encode_png
 from data.manifest import Manifest, Shard, canonical_json, parse_manifest, sha256
+from data.process import die_with
 from data.progress import peak_memory, progress, say, write_summary
 from data.sample import CAPTION, META, RawSample
 from data.source import build_source
@@ -34,9 +36,7 @@ BYTES_PER_PIXEL = 2
 
 @dataclass(frozen=True, slots=True)
 class ShardEntry:
-    """A finished shard and what its maker wants to remember of it (statistics, counts),
-    JSON-ready.
-    """
+    """A finished shard and what its maker remembers of it, JSON-ready."""
 
     shard: Shard
     extra: dict[str, Any]
@@ -57,9 +57,12 @@ def begin_dataset(out: Prefix, settings: dict[str, Any]) -> Manifest | None:
     """
     claim(out, settings)
     try:
-        return parse_manifest(out.read(manifest.NAME), f"{out.url}/{manifest.NAME}")
+        there = parse_manifest(out.read(manifest.NAME), f"{out.url}/{manifest.NAME}")
     except FileNotFoundError:
         return None
+    if there.identity != sha256(canonical_json(settings)):
+        raise UserError(f"out={out.url}", "holds another dataset", "choose another out")
+    return there
 
 
 def commit_shard(
@@ -131,7 +134,8 @@ def make_dataset(config: ShardCommand) -> Manifest:
     with progress(
         "shard", len(source.keys), sum(e.shard.samples for e in entries.values())
     ) as meter:
-        for entry in _make_shards(config, [name for name in names if name not in entries]):
+        missing = [name for name in names if name not in entries]
+        for entry in _make_shards(config, missing, source.settings):
             entries[entry.shard.name] = entry
             made += entry.shard.samples
             meter.advance(entry.shard.samples)
@@ -147,20 +151,33 @@ def make_dataset(config: ShardCommand) -> Manifest:
     return finished
 
 
-def _make_shards(config: ShardCommand, names: list[str]) -> Iterator[ShardEntry]:
+def _make_shards(
+    config: ShardCommand, names: list[str], expected: dict[str, Any]
+) -> Iterator[ShardEntry]:
     """Make shards in as many processes as asked for, in whatever order they finish."""
     processes = min(config.processes or os.cpu_count() or 1, len(names))
     if processes <= 1:
-        yield from (_make_shard(config, name) for name in names)
+        yield from (_make_shard(config, name, expected) for name in names)
         return
-    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
-        for future in as_completed([pool.submit(_make_shard, config, name) for name in names]):
-            yield future.result()
+    spawn = get_context("spawn")
+    with ProcessPoolExecutor(processes, spawn, die_with, (os.getpid(),)) as pool:
+        futures = [pool.submit(_make_shard, config, name, expected) for name in names]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        finally:  # an error need not wait for the shards that have not begun
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _make_shard(config: ShardCommand, name: str) -> ShardEntry:
-    """Make one shard; runs in a process of its own."""
+def _make_shard(config: ShardCommand, name: str, expected: dict[str, Any]) -> ShardEntry:
+    """Make one shard; runs in a process of its own.
+
+    Raises:
+        RunError: The source is no longer what `expected` says.
+    """
     source = build_source(config.source, config.size)
+    if source.settings != expected:
+        raise RunError("the source has changed since the command began; choose another out")
     first = int(name) * config.shard_samples
     keys = source.keys[first : first + config.shard_samples]
     samples = (

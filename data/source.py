@@ -1,6 +1,4 @@
-"""Sources of image-caption pairs: each one a sequence, so that any shard of it can be made by
-itself.
-"""
+"""Sources of image-caption pairs, by key, so that any shard can be made alone."""
 
 import hashlib
 from collections.abc import Callable
@@ -12,11 +10,14 @@ from conf.enums import Split
 from conf.errors import UserError
 from conf.schema import FolderSource, OpenMojiSource, SourceConfig
 from data.image import BadImage, decode_image, fit_square
+from data.manifest import canonical_json, sha256
 from data.sample import IMAGE_EXTENSIONS, Pair
 from data.storage import open_prefix
 
 SKIN_TONES = frozenset(("1F3FB", "1F3FC", "1F3FD", "1F3FE", "1F3FF"))
 VARIATION_SELECTOR = "FE0F"
+# Raised when emoji are grouped in another way, which moves some between the splits.
+GROUPING = 2
 # Two people of different skin tones are spelt out, two of the same tone are not: what is spelt out
 # to the emoji that it is a tone of.
 SPELT_OUT = {
@@ -84,9 +85,7 @@ def emoji_group(codepoints: str) -> str:
 
 
 def is_held_out(group: str, share: float) -> bool:
-    """Whether a group is held out: a function of its name alone, so that it stays so when others
-    come and go.
-    """
+    """Whether a group is held out: a function of its name alone."""
     digest = hashlib.sha256(group.encode()).digest()
     return int.from_bytes(digest[:8], "big") < share * 2**64
 
@@ -120,7 +119,12 @@ def _openmoji(config: OpenMojiSource, size: int) -> Source:
     return Source(
         tuple(keys),
         pair,
-        {"split": config.split.value, "held_out_share": config.held_out_share, **versions},
+        {
+            "split": config.split.value,
+            "grouping": GROUPING,
+            "held_out_share": config.held_out_share,
+            **versions,
+        },
     )
 
 
@@ -153,7 +157,7 @@ def _package_folder(package: str) -> Any:
 
 def _folder(config: FolderSource, size: int) -> Source:
     prefix = open_prefix(config.path, "source.path")
-    files = set(_walk(prefix.fs, prefix.root))
+    files = prefix.files()
     images: dict[str, tuple[str, str]] = {}
     for file in sorted(files):
         stem, _, extension = file.rpartition(".")
@@ -178,17 +182,11 @@ def _folder(config: FolderSource, size: int) -> Source:
         meta = {"original_size": list(image.shape[:2]), "group": key}
         return Pair(key, fit_square(image, size), caption, meta)
 
-    sizes = [
-        prefix.fs.size(prefix.path(name)) for pair_names in images.values() for name in pair_names
-    ]
+    versions = [(name, files[name]) for names in sorted(images.values()) for name in names]
+    content = sha256(canonical_json(versions))
     return Source(
-        tuple(sorted(images)), pair, {"path": config.path, "files": sorted(images), "sizes": sizes}
+        tuple(sorted(images)), pair, {"path": config.path, "count": len(images), "content": content}
     )
-
-
-def _walk(fs: Any, root: str) -> list[str]:
-    root = root.rstrip("/")
-    return [str(path)[len(root) + 1 :] for path in fs.find(root)]
 
 
 def _safe_key(stem: str) -> str:

@@ -1,5 +1,4 @@
-"""Storage behind any fsspec URL: whole-file reads, range reads, and writes that appear whole or not
-at all.
+"""Storage behind fsspec URLs: whole reads, range reads, writes that are whole or absent.
 
 Owns the allowlist of schemes and the wording of storage errors; knows nothing of datasets.
 """
@@ -91,6 +90,16 @@ class Prefix:
                 return []
         inside = {entry.rstrip("/") for entry in entries} - {path}  # S3 may list a folder in itself
         return sorted(map(posixpath.basename, inside))
+
+    def files(self) -> dict[str, str]:
+        """Every file in the prefix and below, with what tells one version of it from another."""
+        root = self.root.rstrip("/")
+        with self._errors("read"):
+            found = self.fs.find(root, detail=True)
+        return {
+            path[len(root) + 1 :]: f"{info['size']} {info.get('ETag') or info.get('mtime', '')}"
+            for path, info in found.items()
+        }
 
     def write(self, name: str, content: bytes) -> None:
         """Write a file whole, in the place of any that is there."""
@@ -186,6 +195,12 @@ def open_prefix(url: str, setting: str) -> Prefix:
             f"{setting}={url!r}",
             "is not a URL that can be opened",
             f"use a path or one of {', '.join(SCHEMES)}",
+        )
+    if "@" in url.partition("://")[2].partition("/")[0] or "X-Amz-" in url:
+        raise UserError(  # the URL is not repeated here
+            f"{setting}={scheme}://...",
+            "holds credentials, which would be kept with the run",
+            "give them in the environment (AWS_ACCESS_KEY_ID and so on)",
         )
     options = {"use_listings_cache": False} if scheme in ("s3", "gs", "hf", "http", "https") else {}
     try:

@@ -1,6 +1,4 @@
-"""Reading a dataset: any sample by shard and row, checked against the index, which is checked
-against the manifest.
-"""
+"""Reading any sample by shard and row, checked down from the manifest."""
 
 import io
 import mmap

@@ -1,6 +1,4 @@
-"""Tar shards: writing what stock WebDataset reads, and the index that makes every sample one range
-read away.
-"""
+"""Tar shards as stock WebDataset reads them, and an index for range reads."""
 
 import io
 import tarfile
@@ -11,19 +9,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from conf.errors import RunError
 from data.sample import RawSample
 
 
-class CorruptShard(Exception):
-    """A shard, index or sample that is not what its manifest says; names the shard and where in
-    it.
-    """
+class CorruptShard(RunError):
+    """A shard, index or sample that is not what its manifest says; names where."""
 
 
 def index_dtype(key_bytes: int, num_members: int) -> np.dtype[Any]:
-    """One row a sample: key, and for every member its offset, length (-1: it has none) and
-    CRC-32.
-    """
+    """A row a sample: key, and each member's offset, length (-1: none) and CRC-32."""
     return np.dtype(
         [
             ("key", f"S{key_bytes}"),
@@ -46,9 +41,7 @@ def write_tar(samples: Iterable[RawSample]) -> bytes:
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """A member's name as WebDataset splits it: key up to the first dot of the last part, then the
-    extension.
-    """
+    """Key and extension, split at the first dot of the last part, as WebDataset does."""
     folder, _, base = name.rpartition("/")
     stem, _, extension = base.partition(".")
     return (f"{folder}/{stem}" if folder else stem), extension

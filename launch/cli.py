@@ -1,20 +1,26 @@
-"""`ldm COMMAND [group=choice] [key=value] ...`: composes, dispatches, and says in one line what is
-wrong.
-"""
+"""`ldm COMMAND [group=choice] [key=value] ...`: composes, dispatches, says what is wrong."""
 
 import os
 import sys
+import time
 from collections.abc import Callable
 from importlib import import_module, metadata
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from conf.compose import compose_config, group_choices, settings_help
-from conf.errors import RunError, UserError
+from conf.errors import Preempted, RunError, UserError
 from conf.schema import COMMANDS
-from launch.local import PREEMPTED_EXIT_CODE, die_with_parent, is_rank, run_ranks
+from launch.local import (
+    PREEMPTED_EXIT_CODE,
+    RANK_ERRORS,
+    die_with_parent,
+    is_rank,
+    run_ranks,
+)
 
 # Loaded when they are needed: most of them import torch, which takes seconds.
 HANDLERS = {
@@ -50,13 +56,10 @@ def run(arguments: list[str]) -> int:
         return _complain(str(error), 2)
     except KeyboardInterrupt:
         return _complain("interrupted; the same command goes on from there", INTERRUPTED_EXIT_CODE)
-    except Exception as error:
-        name = type(error).__name__
-        if name == "Preempted":
-            return PREEMPTED_EXIT_CODE
-        if isinstance(error, RunError) or name in ("CorruptShard", "BrokenCheckpoint"):
-            return _complain(str(error), 1)
-        raise
+    except Preempted:
+        return PREEMPTED_EXIT_CODE
+    except RunError as error:
+        return _complain(str(error), 1)
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -93,8 +96,11 @@ def _handler(command: str) -> Callable[[Any], Any]:
 
 
 def _complain(line: str, code: int) -> int:
-    """One line on standard error, from one rank."""
-    if os.environ.get("RANK", "0") == "0":
+    """One line on standard error; a rank hands it to its launcher, which says it once for all."""
+    if RANK_ERRORS in os.environ:
+        name = f"{time.time_ns()}-{os.environ.get('RANK', '0')}"
+        Path(os.environ[RANK_ERRORS], name).write_text(line)
+    else:
         print(f"ldm: {line}", file=sys.stderr, flush=True)
     return code
 

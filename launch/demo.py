@@ -1,6 +1,4 @@
-"""`ldm demo`: the whole chain on OpenMoji's emoji, each stage run as its own command would run
-it.
-"""
+"""`ldm demo`: the whole chain on emoji, each stage its own command."""
 
 import os
 import shlex

@@ -21,6 +21,7 @@ from training.track import read_metrics
 class Samples:
     """The images of one `ldm sample` and their prompts."""
 
+    name: str
     prompts: list[str]
     images: list[NDArray[np.uint8]]
 
@@ -83,4 +84,7 @@ def _stage(place: Prefix) -> tuple[str, int, float, float, int]:
 
 def _samples(place: Prefix) -> Samples:
     prompts = json.loads(place.read(PROMPTS))["prompts"]
-    return Samples(prompts, [decode_image(place.read(f"{i:05d}.png")) for i in range(len(prompts))])
+    name = place.url.rsplit("/", 1)[-1]
+    return Samples(
+        name, prompts, [decode_image(place.read(f"{i:05d}.png")) for i in range(len(prompts))]
+    )

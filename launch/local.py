@@ -1,21 +1,23 @@
 """`cluster=local`: a command on several ranks of this machine, through torch's elastic launcher."""
 
-import ctypes
 import logging
 import os
-import signal
 import socket
 import sys
+import tempfile
+from pathlib import Path
 
 from conf.errors import UserError
 from conf.schema import ClusterConfig
+from data.process import die_with
 
 PARENT = "LDM_PARENT_PID"
+# Folder in which ranks leave the line that they end with.
+RANK_ERRORS = "LDM_RANK_ERRORS"
 PREEMPTED_EXIT_CODE = 75
 # Those that a rank answers with a checkpoint; any other ends launcher and ranks at once.
 PASSED_ON = "SIGTERM,SIGINT,SIGUSR1"
 SECONDS_TO_SAVE = 900
-LINUX_PR_SET_PDEATHSIG = 1
 
 
 def is_rank() -> bool:
@@ -55,27 +57,32 @@ def run_ranks(arguments: list[str], cluster: ClusterConfig) -> int:
         signals_to_handle=PASSED_ON,
         shutdown_timeout=SECONDS_TO_SAVE,
     )
-    try:
-        elastic_launch(config, sys.executable)("-m", "launch.cli", *arguments)
-    except ChildFailedError as error:
-        first = min(error.failures.values(), key=lambda failure: failure.timestamp)
-        return first.exitcode if first.exitcode > 0 else 128 - first.exitcode
-    except SignalException:  # the launcher passed it on, and the ranks have saved and gone
-        return PREEMPTED_EXIT_CODE
+    with tempfile.TemporaryDirectory() as errors:
+        os.environ[RANK_ERRORS] = errors
+        try:
+            elastic_launch(config, sys.executable)("-m", "launch.cli", *arguments)
+        except ChildFailedError as error:
+            first = min(error.failures.values(), key=lambda failure: failure.timestamp)
+            return first.exitcode if first.exitcode > 0 else 128 - first.exitcode
+        except SignalException:  # the launcher passed it on, and the ranks have saved and gone
+            return PREEMPTED_EXIT_CODE
+        finally:
+            del os.environ[RANK_ERRORS]
+            _report(Path(errors))
     return 0
 
 
+def _report(errors: Path) -> None:
+    """Say each line that ranks ended with, once and in order of time."""
+    lines = [file.read_text() for file in sorted(errors.iterdir())]
+    for line in dict.fromkeys(lines):
+        print(f"ldm: {line}", file=sys.stderr, flush=True)
+
+
 def die_with_parent() -> None:
-    """Have the kernel kill this process when the `ldm` that started it dies, so that no rank is
-    left behind to write beside the next run. Linux only; elsewhere nothing happens.
-    """
-    if PARENT not in os.environ or not sys.platform.startswith("linux"):
-        return
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(LINUX_PR_SET_PDEATHSIG, signal.SIGKILL):
-        raise OSError(ctypes.get_errno(), "prctl failed")
-    if os.getppid() != int(os.environ[PARENT]):  # it died before the kernel was told
-        os.kill(os.getpid(), signal.SIGKILL)
+    """Leave no rank or stage behind to write beside the next run when the `ldm` above it dies."""
+    if PARENT in os.environ:
+        die_with(int(os.environ[PARENT]))
 
 
 def _check_port(port: int) -> None:

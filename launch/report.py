@@ -140,7 +140,7 @@ def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 def _track(out: Prefix, config: ReportCommand, findings: Findings, image: bytes) -> None:
     """The same in W&B, beside the training runs' own."""
-    run = start_wandb(out / PAGE, config.tracking, findings.run, folder=out.local)
+    run = start_wandb(out / "report", config.tracking, findings.run, folder=out.local)
     if run is None:
         return
     content: dict[str, Any] = {"report": wandb_image(decode_image(image), "report")}
@@ -148,7 +148,7 @@ def _track(out: Prefix, config: ReportCommand, findings: Findings, image: bytes)
         content["reconstructions"] = wandb_image(findings.reconstructions, "originals above")
     for samples in findings.samples:
         pairs = zip(samples.images, samples.prompts, strict=True)
-        content["samples"] = [wandb_image(image, prompt) for image, prompt in pairs]
+        content[f"samples/{samples.name}"] = [wandb_image(image, prompt) for image, prompt in pairs]
     for name, lines in findings.curves.items():
         for line in lines:
             run.log({f"{name}/{key}": value for key, value in line.items()})

@@ -13,7 +13,7 @@ from data.sample import ImageBatch
 from data.storage import open_prefix
 from data.stream import open_dataset
 from training.engine.checkpoint import EMA, require_checkpoint
-from training.loop import Task, read_run, train
+from training.loop import Task, read_run, run_config, train
 from training.models.autoencoder import KLAutoencoder, kl_divergence
 from training.random import Purpose, normal
 
@@ -82,6 +82,13 @@ def load_trained_autoencoder(url: str, setting: str) -> tuple[KLAutoencoder, str
     out = open_prefix(url, setting)
     run = read_run(out, "autoencoder")
     checkpoint = require_checkpoint(out)
+    seen, wanted = checkpoint.progress.samples_seen, run_config(out)["train"]["samples"]
+    if seen < wanted:
+        raise UserError(
+            f"{setting}={url}",
+            f"is not finished ({seen:,} of {wanted:,} samples)",
+            "run its `ldm autoencoder` command again to the end",
+        )
     model = KLAutoencoder(KLAutoencoderConfig(**run["autoencoder"]))
     model.load_state_dict(checkpoint.tensors(EMA))
     model.eval().requires_grad_(False)
@@ -104,8 +111,6 @@ def check_size(model: KLAutoencoder, size: int | None, url: str) -> None:
 
 
 def to_images(batch: ImageBatch, device: torch.device) -> Tensor:
-    """Images of a batch as the models take them: float32 in [-1, 1], (B, 3, H, W), channels
-    last.
-    """
+    """Images as the models take them: float32 in [-1, 1], (B, 3, H, W), channels last."""
     pixels = torch.from_numpy(batch.images).to(device)
     return pixels.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)

@@ -1,6 +1,4 @@
-"""`ldm cache`: raw shards to latent shards, one for one, with what the numbers mean in the
-manifest.
-"""
+"""`ldm cache`: raw shards to latent shards, one for one."""
 
 import time
 from collections.abc import Iterator
@@ -53,22 +51,23 @@ class Encoder:
             RunError: They are not finite in the number format asked for.
         """
         pixels = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1
-        moments = self.autoencoder.encode(pixels).contiguous().cpu().numpy()
-        with np.errstate(over="ignore"):
-            stored = moments.astype(self.dtype)
-        if not np.isfinite(stored).all():
-            raise RunError(
-                f"the autoencoder's moments overflow {self.dtype}: cache with dtype=float32"
-            )
-        return stored
+        return self._stored(self.autoencoder.encode(pixels), "autoencoder's moments")
 
     def texts(self, captions: list[str]) -> list[NDArray[np.floating[Any]]]:
         """Embeddings (L, D) of each caption's real tokens."""
         encoding = self.text_encoder.encode(captions)
         self.truncated += encoding.truncated
         lengths = encoding.mask.sum(1).tolist()
-        embeddings = encoding.embeddings.cpu().numpy().astype(self.dtype)
+        embeddings = self._stored(encoding.embeddings, "text encoder's embeddings")
         return [row[:length] for row, length in zip(embeddings, lengths, strict=True)]
+
+    def _stored(self, values: torch.Tensor, what: str) -> NDArray[np.floating[Any]]:
+        """In the number format of the cache; refuses numbers that it cannot hold."""
+        with np.errstate(over="ignore"):
+            stored = values.contiguous().cpu().numpy().astype(self.dtype)
+        if not np.isfinite(stored).all():
+            raise RunError(f"the {what} overflow {self.dtype}: cache with dtype=float32")
+        return stored
 
 
 def make_cache(config: CacheCommand) -> Manifest:

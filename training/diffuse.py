@@ -83,9 +83,13 @@ def load_empty_text(data: Dataset) -> Any:
         CorruptShard: It is not what the manifest says.
     """
     assert data.manifest.text is not None
-    content = data.prefix.read(EMPTY_TEXT)
+    where = f"{data.prefix.url}/{EMPTY_TEXT}"
+    try:
+        content = data.prefix.read(EMPTY_TEXT)
+    except FileNotFoundError:
+        raise CorruptShard(f"{where}: is missing; cache again") from None
     if sha256(content) != data.manifest.text.empty_sha256:
-        raise CorruptShard(f"{data.prefix.url}/{EMPTY_TEXT}: is not what the manifest pins")
+        raise CorruptShard(f"{where}: is not what the manifest pins; cache again")
     return load_array(content)
 
 
@@ -102,6 +106,8 @@ class TrainedModel:
         schedule: The forward process.
         diffusion: Its configuration.
         samples_seen: How long it was trained.
+        weights: SHA-256 of the averaged weights.
+        images: Fingerprint of the images that it was trained on.
         device: Where all of it is.
     """
 
@@ -113,6 +119,8 @@ class TrainedModel:
     schedule: Schedule
     diffusion: DiffusionConfig
     samples_seen: int
+    weights: str
+    images: str | None
     device: torch.device
 
     def encode_captions(self, captions: list[str]) -> Condition:
@@ -174,5 +182,7 @@ def load_trained(url: str) -> TrainedModel:
         schedule=build_schedule(diffusion).to(device),
         diffusion=diffusion,
         samples_seen=checkpoint.progress.samples_seen,
+        weights=checkpoint.files[EMA]["sha256"],
+        images=manifest.parent,
         device=device,
     )

@@ -85,7 +85,8 @@ def evaluate(config: EvaluateCommand) -> dict[str, Any]:
     settings = {
         "command": "evaluate",
         "images": data.manifest.fingerprint,
-        "samples_seen": model.samples_seen,
+        "weights": model.weights,
+        "block_shards": config.data.block_shards,
         **{name: getattr(config, name) for name in ("samples", "draws", "seed")},
     }
     out.require_writable(0)
@@ -128,6 +129,12 @@ def _check(config: EvaluateCommand, data: Dataset, model: TrainedModel) -> None:
             f"data.url={config.data.url}",
             f"has images of {given} pixels, the run was trained on {size}",
             f"shard with size={size}",
+        )
+    if data.manifest.fingerprint == model.images:
+        raise UserError(
+            f"data.url={config.data.url}",
+            "is what the run was trained on",
+            "give images that it has not seen",
         )
     if data.manifest.samples < 2:
         raise UserError(f"data.url={config.data.url}", "has fewer than two images", "hold out more")
@@ -206,7 +213,7 @@ def _caption_losses(
     offset = uniform(config.seed, places, Purpose.evaluation)
     total = np.zeros((len(CAPTIONS), len(places)))
     for draw in range(config.draws):
-        noise = normal(config.seed + draw, places, Purpose.noise, shape).to(model.device)
+        noise = normal(config.seed, places, Purpose.evaluation, shape, draw + 1).to(model.device)
         # One draw in each of `draws` equal parts of the timesteps: less variance for the same work.
         timesteps = timestep_of((draw + offset) / config.draws, model.diffusion.num_timesteps)
         for row, condition in enumerate(conditions):

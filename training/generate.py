@@ -1,6 +1,7 @@
 """`ldm sample`: prompts to images."""
 
 import time
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -9,18 +10,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from conf.errors import UserError
-from conf.schema import SampleCommand, SamplerConfig
+from conf.schema import SampleCommand
+from data.claim import claim
 from data.image import encode_png
 from data.manifest import canonical_json
-from data.progress import peak_memory, progress, write_summary
+from data.progress import peak_memory, progress, say, write_summary
 from data.storage import open_prefix
 from training.diffuse import TrainedModel, load_trained
-from training.diffusion.sampler import sample
+from training.diffusion.sampler import Progress, sample
 from training.random import Purpose, normal
 from training.step import as_denoiser, empty_condition, raw_latents
 
 GRID = "grid.png"
 PROMPTS = "prompts.json"
+BATCH = 64
 
 
 def generate(config: SampleCommand) -> None:
@@ -35,10 +38,19 @@ def generate(config: SampleCommand) -> None:
     model = load_trained(config.checkpoint)
     out.require_writable(0)
     captions = [prompt for prompt in prompts for _ in range(config.images_per_prompt)]
-    with progress("sample", config.sampler.steps, unit="steps") as meter:
-        images = sample_images(
-            model, captions, config.sampler, config.seed, lambda done, steps: meter.advance(1)
-        )
+    settings = {"command": "sample", "weights": model.weights, "prompts": captions}
+    sampler = {name: str(value) for name, value in asdict(config.sampler).items()}
+    claimed_before = not claim(out, {**settings, "seed": config.seed, "sampler": sampler})
+    if claimed_before and out.exists(PROMPTS):
+        say(f"sample: {out.url} is finished ({len(captions)} images), nothing to do")
+        return
+    batches = [range(i, min(i + BATCH, len(captions))) for i in range(0, len(captions), BATCH)]
+    made = []
+    with progress("sample", config.sampler.steps * len(batches), unit="steps") as meter:
+        for places in batches:
+            part = [captions[place] for place in places]
+            made.append(sample_images(model, part, places, config, lambda *_: meter.advance(1)))
+    images = np.concatenate(made)
     for i, image in enumerate(images):
         out.write(f"{i:05d}.png", encode_png(image))
     out.write(GRID, encode_png(grid(images, columns=max(config.images_per_prompt, 4))))
@@ -49,21 +61,23 @@ def generate(config: SampleCommand) -> None:
 def sample_images(
     model: TrainedModel,
     captions: list[str],
-    config: SamplerConfig,
-    seed: int,
-    on_step: Any = None,
+    places: range,
+    config: SampleCommand,
+    on_step: Progress,
 ) -> NDArray[np.uint8]:
-    """Images (B, H, W, 3), uint8, of captions; the i-th depends on (seed, i, caption) alone."""
+    """Images (B, H, W, 3), uint8, of captions, each by its caption, seed and place alone."""
     shape = (model.spec.channels, model.spec.size, model.spec.size)
-    places = range(len(captions))
 
     def noise_of_step(step: int) -> Tensor:
-        return normal(seed + 1 + step, places, Purpose.sampling, shape).to(model.device)
+        return noise(step + 1)
+
+    def noise(draw: int) -> Tensor:
+        return normal(config.seed, places, Purpose.sampling, shape, draw).to(model.device)
 
     latents = sample(
-        config,
+        config.sampler,
         as_denoiser(model.unet),
-        normal(seed, places, Purpose.sampling, shape).to(model.device),
+        noise(0),
         model.encode_captions(captions),
         empty_condition(model.empty, len(captions)),
         model.schedule,

@@ -1,6 +1,4 @@
-"""The training loop, one for every model: read, step, run what is due, stop when done or told to,
-save.
-"""
+"""The training loop, one for every model: read, step, run what is due, save."""
 
 import math
 import time
@@ -12,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from conf.compose import config_dict, config_yaml, parse_yaml
-from conf.errors import RunError, UserError
+from conf.errors import Preempted, RunError, UserError
 from conf.rules import micro_batch
 from conf.schema import AutoencoderCommand, TrainCommand
 from data.claim import claim, claimed
@@ -35,7 +33,7 @@ from training.engine.strategy import Engine, build_engine
 from training.engine.world import current_world
 from training.optim import learning_rate
 from training.random import step_seed
-from training.stop import preempted, stop_flag
+from training.stop import stop_flag
 from training.track import Tracker
 
 CONFIG = "config.yaml"
@@ -100,6 +98,8 @@ def train(config: TrainingConfigs, task: Task) -> None:
         micro,
         config.batch_size // (micro * world.size),
     )
+    if len(set(engine.gather(start))) > 1:
+        raise RunError(f"{out.url}: the ranks do not see the same checkpoints; run again")
     if world.main:
         origin = f"from {start.samples_seen:,} samples" if checkpoint else "from the start"
         stage = f"{config.engine.kind.value} on {world.size} ranks of {engine.device}"
@@ -156,12 +156,13 @@ class _Loop:
                     break
         self._summarise()
         if stopping and not done:
-            raise preempted(self.progress.samples_seen)
+            if self.engine.world.main:
+                seen = f"{self.progress.samples_seen:,}"
+                say(f"stopped after {seen} samples, checkpoint saved; the same command goes on")
+            raise Preempted
 
     def _batches(self) -> Iterator[tuple[list[Any], float]]:
-        """Each global batch's micro-batches of this rank, and the seconds spent waiting for
-        them.
-        """
+        """This rank's micro-batches of each global batch, and the seconds waited for them."""
         config, data, world = self.config, self.task.data, self.engine.world
         counts = [shard.samples for shard in data.manifest.shards]
         order = Order(counts, config.data.seed, config.data.block_shards)
@@ -268,7 +269,8 @@ def _claim(out: Prefix, config: TrainingConfigs, task: Task) -> None:
     }
     if config.optimizer.decay.value == "constant":
         del settings["train"]["samples"]  # a longer run of the same is the same run
-    if claim(out, {"command": task.command, **settings}):
+    claim(out, {"command": task.command, **settings})
+    if current_world().main:  # on every start: places and lengths may have changed
         out.write(CONFIG, config_yaml(config).encode())
 
 
@@ -289,5 +291,9 @@ def read_run(out: Prefix, command: str) -> dict[str, Any]:
 
 def run_config(out: Prefix) -> dict[str, Any]:
     """The resolved configuration that a run was started with."""
-    config: dict[str, Any] = parse_yaml(out.read(CONFIG).decode())
+    try:
+        config: dict[str, Any] = parse_yaml(out.read(CONFIG).decode())
+    except FileNotFoundError:
+        where = f"{out.setting}={out.url}"
+        raise UserError(where, f"has no {CONFIG}", "run its command again") from None
     return config

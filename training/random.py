@@ -1,6 +1,4 @@
-"""Randomness keyed by (seed, place of a sample, purpose): never global, never dependent on
-ranks.
-"""
+"""Randomness keyed by (seed, place, purpose): never global."""
 
 from collections.abc import Iterable
 from enum import IntEnum
@@ -11,9 +9,7 @@ from torch import Tensor
 
 
 class Purpose(IntEnum):
-    """What a draw is for; each has a stream of its own, so that a new one leaves the others
-    alone.
-    """
+    """What a draw is for; each purpose has a stream of its own."""
 
     posterior = 0
     noise = 1
@@ -21,23 +17,26 @@ class Purpose(IntEnum):
     caption = 3
     evaluation = 4
     sampling = 5
+    dropout = 6
 
 
-def generator(seed: int, place: int, purpose: Purpose) -> np.random.Generator:
-    """A generator for one sample and purpose.
+def generator(seed: int, place: int, purpose: Purpose, draw: int = 0) -> np.random.Generator:
+    """A generator for one sample, purpose and draw.
 
-    Philox is counter-based: seed and place are its key, the purpose is the counter's high word.
+    Philox is counter-based: seed and place are its key, purpose and draw the counter's high words.
     Source: Salmon et al. 2011.
     """
     mask = 2**64 - 1
-    philox = np.random.Philox(key=[seed & mask, place & mask], counter=[0, 0, 0, int(purpose)])
+    philox = np.random.Philox(key=[seed & mask, place & mask], counter=[0, 0, draw, int(purpose)])
     return np.random.Generator(philox)
 
 
-def normal(seed: int, places: Iterable[int], purpose: Purpose, shape: tuple[int, ...]) -> Tensor:
+def normal(
+    seed: int, places: Iterable[int], purpose: Purpose, shape: tuple[int, ...], draw: int = 0
+) -> Tensor:
     """Standard normal noise, float32, (B, *shape), one row a place."""
     rows = [
-        generator(seed, int(place), purpose).standard_normal(shape, dtype=np.float32)
+        generator(seed, int(place), purpose, draw).standard_normal(shape, dtype=np.float32)
         for place in places
     ]
     return torch.from_numpy(np.stack(rows))
@@ -51,4 +50,4 @@ def uniform(seed: int, places: Iterable[int], purpose: Purpose) -> Tensor:
 
 def step_seed(seed: int, place: int, rank: int) -> int:
     """Seed of torch's own generator for one step of a rank: dropout, the one draw not of ours."""
-    return int(generator(seed, place, Purpose.posterior).integers(2**62)) + rank
+    return int(generator(seed, place, Purpose.dropout, rank).integers(2**62))

@@ -1,6 +1,4 @@
-"""From a micro-batch of cached latents to per-sample losses. The one place where latents are made
-final.
-"""
+"""Micro-batches of cached latents to losses; the one place that makes latents final."""
 
 from collections.abc import Mapping
 from typing import NamedTuple

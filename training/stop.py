@@ -5,11 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from data.progress import say
-
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-# So that a scheduler requeues: EX_TEMPFAIL of sysexits.h.
-PREEMPTED_EXIT_CODE = 75
 
 
 class StopFlag:
@@ -34,16 +30,3 @@ def stop_flag() -> Iterator[StopFlag]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-class Preempted(Exception):
-    """The run was told to stop and has saved a checkpoint."""
-
-
-def preempted(samples_seen: int) -> Preempted:
-    """Say where the run stopped."""
-    say(
-        f"stopped after {samples_seen:,} samples, checkpoint saved; "
-        "the same command goes on from there"
-    )
-    return Preempted()

@@ -1,10 +1,9 @@
-"""The record of a run: metrics.jsonl beside the checkpoints, and a Weights & Biases run of the
-same.
-"""
+"""The record of a run: metrics.jsonl, and the same in Weights & Biases."""
 
-import hashlib
+import contextlib
 import json
 import os
+import secrets
 import tempfile
 import time
 from pathlib import Path
@@ -14,10 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conf.enums import TrackingKind
+from conf.errors import UserError
 from conf.schema import TrackingConfig
 from data.storage import Prefix
 
 METRICS = "metrics.jsonl"
+WANDB_ID = "wandb_id"
 SECONDS_BETWEEN_WRITES = 15.0
 
 
@@ -86,8 +87,7 @@ class Tracker:
 def start_wandb(
     out: Prefix, config: TrackingConfig, settings: dict[str, Any], folder: Path | None = None
 ) -> Any:
-    """A W&B run whose id follows from where the run lies, so that a resumed run goes on in the same
-    one.
+    """A W&B run that a resumed run goes on in.
 
     Args:
         out: The run, or a part of it that has a W&B run of its own.
@@ -104,12 +104,18 @@ def start_wandb(
     os.environ.setdefault("WANDB_SILENT", "true")
     import wandb
 
+    if config.kind is TrackingKind.online and not wandb.api.api_key:
+        raise UserError(
+            "tracking.kind=online",
+            "needs a W&B key, and none is set",
+            "set WANDB_API_KEY, or choose tracking.kind=offline",
+        )
     folder = folder or out.local or Path(tempfile.gettempdir()) / "latent-foundry"
     folder.mkdir(parents=True, exist_ok=True)
     run = wandb.init(
         project=config.project,
         name=out.url.rstrip("/").rsplit("/", 1)[-1],
-        id=hashlib.sha256(out.url.encode()).hexdigest()[:12],
+        id=_run_id(out),
         resume="allow",
         mode=config.kind.value,
         dir=str(folder),
@@ -119,6 +125,13 @@ def start_wandb(
     run.define_metric("samples_seen")
     run.define_metric("*", step_metric="samples_seen")
     return run
+
+
+def _run_id(out: Prefix) -> str:
+    """An id that lies with the run, so that it is the run's own wherever the run is moved."""
+    with contextlib.suppress(FileExistsError):
+        out.create(WANDB_ID, secrets.token_hex(6).encode())
+    return out.read(WANDB_ID).decode()
 
 
 def wandb_image(image: NDArray[np.uint8], caption: str) -> Any:

@@ -1,3 +1,4 @@
+import os
 import re
 
 import numpy as np
@@ -210,7 +211,15 @@ def test_what_decides_the_pairs_is_in_the_settings(tmp_path):
     (tmp_path / "001.txt").write_text("another caption")
     assert _folder(tmp_path).settings != before
     (tmp_path / "001.txt").unlink()
-    assert _folder(tmp_path).settings["files"] == ["000", "002"]
+    assert _folder(tmp_path).settings["count"] == 2
+
+
+def test_a_caption_mended_at_the_same_length_is_another_source(tmp_path):
+    tiny_images(tmp_path, 1, 16)
+    before = _folder(tmp_path).settings
+    (tmp_path / "000.txt").write_text("caption 1\n")
+    os.utime(tmp_path / "000.txt", ns=(1, 1))
+    assert _folder(tmp_path).settings != before
 
 
 @pytest.mark.parametrize("name", ["", "missing"])

@@ -30,7 +30,11 @@ def findings() -> Findings:
             "denoiser": [{"samples_seen": 20 * i, "loss": 1 / i} for i in range(1, 9)],
         },
         samples=[
-            Samples(["red apple", "<script>alert(1)</script>"], [np.zeros((8, 8, 3), np.uint8)] * 2)
+            Samples(
+                "demo",
+                ["red apple", "<script>alert(1)</script>"],
+                [np.zeros((8, 8, 3), np.uint8)] * 2,
+            )
         ],
         evaluation={
             "images": 10,

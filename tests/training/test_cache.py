@@ -146,6 +146,19 @@ def test_another_autoencoder_into_the_same_place_is_refused_by_name(
     assert files_of(cache) == before
 
 
+def test_an_autoencoder_that_is_still_trained_is_refused(
+    images: Path, autoencoder: Path, tmp_path: Path
+) -> None:
+    """Its weights would change under the cache."""
+    unfinished = tmp_path / "unfinished"
+    shutil.copytree(autoencoder, unfinished)
+    config = unfinished / "config.yaml"
+    config.write_text(config.read_text().replace("samples: 8", "samples: 16"))
+    with pytest.raises(UserError, match="8 of 16 samples"):
+        run_cache(images, unfinished, tmp_path / "latents")
+    assert not (tmp_path / "latents").exists()
+
+
 def test_another_dtype_into_the_same_place_is_refused_by_name(
     images: Path, autoencoder: Path, cache: Path
 ) -> None:

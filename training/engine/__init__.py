@@ -1,3 +1,1 @@
-"""Ranks, engines and checkpoints: the only room that imports accelerate, deepspeed or
-torch.distributed.
-"""
+"""Ranks, engines, checkpoints; alone imports accelerate, deepspeed, torch.distributed."""

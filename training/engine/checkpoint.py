@@ -1,5 +1,4 @@
-"""Checkpoints of a run: written by all ranks, committed by a last file with hashes, verified on
-load.
+"""Checkpoints: written by all ranks, committed by a file of hashes, verified on load.
 
 A checkpoint is `checkpoints/STEP/` with safetensors files, `state.json`, and `commit.json`, which
 lists every file with its size and SHA-256. Without `commit.json` it does not exist.
@@ -13,7 +12,7 @@ from typing import Any
 from safetensors.torch import load, save
 from torch import Tensor
 
-from conf.errors import UserError
+from conf.errors import RunError, UserError
 from data.manifest import sha256
 from data.progress import say
 from data.storage import Prefix
@@ -58,7 +57,7 @@ class Checkpoint:
         return sorted(name for name in self.files if name.startswith("optimizer-"))
 
 
-class BrokenCheckpoint(Exception):
+class BrokenCheckpoint(RunError):
     """A checkpoint's file is missing or is not what was committed."""
 
 
@@ -91,13 +90,17 @@ def save_checkpoint(
     if engine.world.main:
         folder.write(COMMIT, json.dumps({"files": files, **asdict(progress)}, indent=1).encode())
         out.write("latest", folder.root.rstrip("/").rsplit("/", 1)[-1].encode())
-        _remove_older(out, checkpoint_steps(out)[-keep_last:][0])
+        _remove_all_but(out, f"{progress.updates:08d}", keep_last)
 
 
-def _remove_older(out: Prefix, oldest: str) -> None:
-    """Remove what lies before the oldest checkpoint to keep, a killed process's leavings too."""
+def _remove_all_but(out: Prefix, newest: str, keep_last: int) -> None:
+    """Keep the last few up to `newest`, and nothing else.
+
+    What is older may be a killed process's leavings; what is newer was broken and given up.
+    """
+    kept = [step for step in checkpoint_steps(out) if step <= newest][-keep_last:]
     for step in out.names(FOLDER):
-        if step < oldest:
+        if step not in kept:
             # The commit goes first: what is half removed must not look whole.
             out.remove(f"{FOLDER}/{step}/{COMMIT}")
             out.remove(f"{FOLDER}/{step}")
@@ -109,21 +112,30 @@ def checkpoint_steps(out: Prefix) -> list[str]:
 
 
 def latest_checkpoint(out: Prefix) -> Checkpoint | None:
-    """The newest checkpoint whose files are all as committed, or None.
+    """The newest checkpoint whose files are all as committed, or None if none was ever saved.
 
     A broken one is passed over, and said so.
+
+    Raises:
+        RunError: There are checkpoints, and all are broken.
     """
-    for step in reversed(checkpoint_steps(out)):
+    steps = checkpoint_steps(out)
+    for step in reversed(steps):
         folder = out / f"{FOLDER}/{step}"
         try:
             commit = json.loads(folder.read(COMMIT))
             for name, record in commit["files"].items():
                 _checked(folder, name, record["sha256"])
-        except (BrokenCheckpoint, ValueError, KeyError) as error:
+        except (BrokenCheckpoint, FileNotFoundError, ValueError, KeyError) as error:
             say(f"checkpoint {step} is broken ({error}); falling back to the one before it")
             continue
         progress = Progress(commit["samples_seen"], commit["updates"])
         return Checkpoint(folder, commit["files"], progress)
+    if steps:
+        raise RunError(
+            f"{out.url}: none of its {len(steps)} checkpoints is whole; "
+            "restore one, or remove them to start again"
+        )
     return None
 
 

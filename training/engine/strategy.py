@@ -4,6 +4,7 @@ The model comes in plain and is wrapped here. Weights and optimizer stay in floa
 autocast around the forward pass, so that a checkpoint means the same whatever the engine.
 """
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -143,6 +144,13 @@ def build_engine(
     if kind is EngineKind.single and world.size > 1:
         raise UserError(
             "engine=single", f"was started on {world.size} ranks", "choose ddp or zero2"
+        )
+    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if torch.cuda.is_available() and local_ranks > torch.cuda.device_count():
+        raise UserError(
+            f"cluster.processes={local_ranks}",
+            f"this machine has {torch.cuda.device_count()} GPUs",
+            "give one rank a GPU at the most",
         )
     zero_stage = ZERO_STAGES.get(kind, 0)
     accelerator = build_accelerator(

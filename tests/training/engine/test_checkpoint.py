@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from conf.errors import UserError
+from conf.errors import RunError, UserError
 from conf.schema import EngineKind, OptimizerConfig, Precision
 from data.storage import Prefix, open_prefix
 from tests.helpers.engines import forget_engine
@@ -151,6 +151,23 @@ def test_a_run_with_no_whole_checkpoint_is_refused_by_name(engine: Engine, out: 
     assert updates_of(out) is None
     with pytest.raises(UserError, match="holds no checkpoint"):
         require_checkpoint(out)
+
+
+def test_a_run_whose_checkpoints_are_all_broken_does_not_start_again(
+    engine: Engine, out: Prefix
+) -> None:
+    for updates in (1, 2):
+        truncate(save(out, engine, updates) / FILES[0])
+    with pytest.raises(RunError, match="none of its 2 checkpoints is whole"):
+        latest_checkpoint(out)
+
+
+def test_a_new_checkpoint_outlives_a_broken_one_of_later(engine: Engine, out: Prefix) -> None:
+    save(out, engine, 1)
+    truncate(save(out, engine, 9) / FILES[0])
+    save(out, engine, 2, keep_last=1)  # the run fell back to 1 and went on
+    assert updates_of(out) == 2
+    assert out.names("checkpoints") == ["00000002"]
 
 
 def test_only_the_last_ones_are_kept(engine: Engine, out: Prefix) -> None:
