@@ -370,7 +370,7 @@ class DemoCommand:
         "emoji: ten minutes on two cores; emoji_hour: an hour; emoji_tiny: a check of the machinery",
         DemoRecipe.emoji,
     )
-    processes: int = setting("ranks that train the autoencoder and the denoiser", 2, low=1)
+    processes: int = setting("ranks that train the denoiser", 2, low=1)
 
 
 COMMANDS: dict[str, type] = {

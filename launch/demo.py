@@ -64,7 +64,6 @@ def stages(config: DemoCommand) -> list[Stage]:
                 "autoencoder",
                 f"experiment={recipe}_autoencoder",
                 f"data.url={out}/images",
-                f"cluster.processes={config.processes}",
                 f"out={out}/autoencoder",
             ),
         ),

@@ -157,8 +157,10 @@ class _Loop:
         self._summarise()
         if stopping and not done:
             if self.engine.world.main:
-                seen = f"{self.progress.samples_seen:,}"
-                say(f"stopped after {seen} samples, checkpoint saved; the same command goes on")
+                say(
+                    f"stopped after {self.progress.samples_seen:,} samples, checkpoint saved; "
+                    "the same command goes on from there"
+                )
             raise Preempted
 
     def _batches(self) -> Iterator[tuple[list[Any], float]]:
