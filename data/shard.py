@@ -166,7 +166,7 @@ def _make_shards(
             for future in as_completed(futures):
                 yield future.result()
         finally:  # an error need not wait for the shards that have not begun
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)
 
 
 def _make_shard(config: ShardCommand, name: str, expected: dict[str, Any]) -> ShardEntry:

@@ -44,6 +44,11 @@ class Prefix:
         """The folder on the local disk, or None."""
         return Path(self.root) if isinstance(self.fs, LocalFileSystem) else None
 
+    @property
+    def absolute(self) -> str:
+        """The URL, or for a local folder its full path: what others can be told to read."""
+        return self.root if self.local else self.url
+
     def __truediv__(self, name: str) -> "Prefix":
         return replace(self, url=f"{self.url.rstrip('/')}/{name}", root=self.path(name))
 

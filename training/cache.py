@@ -120,8 +120,8 @@ def make_cache(config: CacheCommand) -> Manifest:
             empty_sha256=sha256(empty),
         ),
         origins={
-            "images": config.data.url,
-            "autoencoder": config.autoencoder.url,
+            "images": data.prefix.absolute,
+            "autoencoder": open_prefix(config.autoencoder.url, "autoencoder.url").absolute,
             "text_encoder": config.text_encoder.path,
         },
     )

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -273,7 +273,8 @@ def _claim(out: Prefix, config: TrainingConfigs, task: Task) -> None:
         del settings["train"]["samples"]  # a longer run of the same is the same run
     claim(out, {"command": task.command, **settings})
     if current_world().main:  # on every start: places and lengths may have changed
-        out.write(CONFIG, config_yaml(config).encode())
+        told = replace(config, data=replace(config.data, url=task.data.prefix.absolute))
+        out.write(CONFIG, config_yaml(told).encode())
 
 
 def read_run(out: Prefix, command: str) -> dict[str, Any]:

@@ -20,6 +20,9 @@ from training.engine.accelerator import build_accelerator
 from training.engine.world import World, current_world
 
 ZERO_STAGES = {EngineKind.zero1: 1, EngineKind.zero2: 2}
+# Process groups that were left. Whoever drops one last ends its threads, and the wrapped model
+# would do that with Python locked: a thread that waits for Python then hangs the process.
+_LEFT_GROUPS: list[Any] = []
 
 
 class Engine:
@@ -114,6 +117,8 @@ class Engine:
 
     def close(self) -> None:
         """Leave the process group."""
+        if dist.is_initialized():
+            _LEFT_GROUPS.append(dist.group.WORLD)
         self._accelerator.end_training()
         if dist.is_initialized():
             dist.destroy_process_group()
