@@ -85,8 +85,9 @@ def _single_rank_environment() -> None:
 def _deepspeed_config(
     stage: int, clip_norm: float, micro: int, accumulation: int, parameters: int
 ) -> dict[str, Any]:
-    # DeepSpeed allocates a whole bucket, 2 GB by default, however small the model is.
-    bucket = min(parameters, LARGEST_BUCKET)
+    # DeepSpeed allocates a whole bucket, 2 GB by default, however small the model is; it wants an
+    # even number of elements.
+    bucket = min(-(-parameters // 1024) * 1024, LARGEST_BUCKET)
     return {
         "train_micro_batch_size_per_gpu": micro,
         "gradient_accumulation_steps": accumulation,
