@@ -274,7 +274,9 @@ def _claim(out: Prefix, config: TrainingConfigs, task: Task) -> None:
     claim(out, {"command": task.command, **settings})
     if current_world().main:  # on every start: places and lengths may have changed
         told = replace(config, data=replace(config.data, url=task.data.prefix.absolute))
-        out.write(CONFIG, config_yaml(told).encode())
+        content = config_yaml(told).encode()
+        if not out.exists(CONFIG) or out.read(CONFIG) != content:
+            out.write(CONFIG, content)
 
 
 def read_run(out: Prefix, command: str) -> dict[str, Any]:

@@ -72,12 +72,13 @@ def write_images(url: str, *counts: int) -> Manifest:
 def write_latents(url: str, *counts: int) -> Manifest:
     """Writes a latent dataset of as many samples a shard as told."""
     empty = dump_array(np.ones((2, TEXT_WIDTH), dtype=np.float16))
-    open_prefix(url, "out").write(EMPTY_TEXT, empty)
     zeros, ones = (0.0,) * CHANNELS, (1.0,) * CHANNELS
     latents = LatentSpec(CHANNELS, LATENT_SIZE, 8, "float16", "none", zeros, ones, zeros, ones)
     text = TextSpec("none", TEXT_WIDTH, 77, "float16", sha256(empty))
     shards = _cut(latent_samples(sum(counts)), counts)
-    return write_dataset(url, shards, LATENT_MEMBERS, latents=latents, text=text)
+    manifest = write_dataset(url, shards, LATENT_MEMBERS, latents=latents, text=text)
+    open_prefix(url, "out").write(EMPTY_TEXT, empty)
+    return manifest
 
 
 def run_shard(out: Path | str, *overrides: str) -> Manifest:

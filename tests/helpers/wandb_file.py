@@ -42,9 +42,20 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
     for file in sorted(folder.rglob("*.wandb"), key=lambda file: file.stat().st_mtime):
         for record in read_records(file):
             if record.WhichOneof("record_type") == "history":
-                items = {i.key or ".".join(i.nested_key): i.value_json for i in record.history.item}
-                lines.append({k: json.loads(v) for k, v in items.items() if k[0] != "_"})
+                lines.append(_nested(record.history.item))
     return lines
+
+
+def _nested(items: Any) -> dict[str, Any]:
+    """Items of a history record as the dictionary that was logged, without W&B's own values."""
+    line: dict[str, Any] = {}
+    for item in items:
+        *outer, last = item.nested_key or [item.key]
+        place = line
+        for name in outer:
+            place = place.setdefault(name, {})
+        place[last] = json.loads(item.value_json)
+    return {key: value for key, value in line.items() if not key.startswith("_")}
 
 
 def read_run_ids(folder: Path) -> set[str]:

@@ -104,7 +104,7 @@ def test_wandb_keeps_the_history_of_training_and_the_images_of_the_report(demo: 
     np.testing.assert_allclose([x["loss"] for x in logged], [x["loss"] for x in metrics])
     reported = [line for line in history if "report" in line]
     assert len(reported) == 1
-    assert reported[0]["samples"]["captions"] == list(PROMPTS)
+    assert reported[0]["samples/demo"]["captions"] == list(PROMPTS)
     assert len(read_run_ids(demo / "run" / "wandb")) == 2
 
 
@@ -116,6 +116,7 @@ def test_the_chain_in_object_storage(s3_prefix: str, tmp_path: Path) -> None:
     for command in (
         f"shard source=openmoji source.split=held_out source.held_out_share=0.02 out={at}/images"
         " shard_samples=32",
+        f"shard source=openmoji source.split=train source.held_out_share=0.99 out={at}/held_out",
         f"verify data.url={at}/images",
         f"autoencoder experiment=emoji_tiny_autoencoder data.url={at}/images"
         f" train.samples=32 {brief} out={at}/autoencoder",
@@ -124,7 +125,7 @@ def test_the_chain_in_object_storage(s3_prefix: str, tmp_path: Path) -> None:
         f" train.samples=32 batch_size=16 {brief} out={at}/run",
         f"sample checkpoint={at}/run prompts={at}/prompts.txt sampler.steps=2"
         f" out={at}/run/samples/first",
-        f"evaluate checkpoint={at}/run data.url={at}/images samples=8 draws=1"
+        f"evaluate checkpoint={at}/run data.url={at}/held_out samples=8 draws=1"
         f" out={at}/run/evaluation",
         f"report run={at}/run",
     ):

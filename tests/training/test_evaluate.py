@@ -63,7 +63,14 @@ def test_the_verdict_needs_two_standard_errors() -> None:
         plain = {"mean": 1.0, "error": 0.1}
         margins = {name: {"mean": margin, "error": 0.1} for name in ("other", "empty")}
         losses = {name: plain for name in ("right", "other", "empty")}
-        return {"images": 4, "groups": 2, "psnr": plain, "loss": losses, "margin": margins}
+        return {
+            "images": 4,
+            "groups": 2,
+            "trained_on": False,
+            "psnr": plain,
+            "loss": losses,
+            "margin": margins,
+        }
 
     assert "right captions win over other" in describe(result(0.21))
     assert "right captions do NOT win over other" in describe(result(0.19))

@@ -1,3 +1,4 @@
+import time
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,7 @@ def test_the_wandb_run_holds_the_same_and_is_resumed(
     monkeypatch.delenv("WANDB_MODE", raising=False)
     config = TrackingConfig(kind=TrackingKind.offline)
     track(tmp_path, config, 0, [10, 20])
+    time.sleep(1.1)  # W&B names a folder after the second
     track(tmp_path, config, 20, [30])
     history = read_history(tmp_path / "wandb")
     assert [(line["samples_seen"], line["loss"]) for line in history] == [
