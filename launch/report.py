@@ -150,6 +150,7 @@ def _track(out: Prefix, config: ReportCommand, findings: Findings, image: bytes)
         pairs = zip(samples.images, samples.prompts, strict=True)
         content[f"samples/{samples.name}"] = [wandb_image(image, prompt) for image, prompt in pairs]
     for name, lines in findings.curves.items():
+        run.define_metric(f"{name}/*", step_metric=f"{name}/samples_seen")
         for line in lines:
             run.log({f"{name}/{key}": value for key, value in line.items()})
     run.log(content)
