@@ -13,7 +13,7 @@ from data.storage import open_prefix
 from data.stream import open_dataset
 from launch.demo import PROMPTS
 from tests.helpers.commands import ldm
-from tests.helpers.wandb_file import read_history, read_records, read_run_ids
+from tests.helpers.wandb_file import read_history, read_run_ids
 from training.diffuse import load_trained
 
 pytestmark = pytest.mark.timeout(1200)  # the demo is made in a fixture of the test that asks first
