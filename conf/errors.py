@@ -22,5 +22,9 @@ class RunError(Exception):
     """Right settings, yet the work cannot go on; says what happened and what to do. Exit code 1."""
 
 
-class Preempted(Exception):
-    """The run was told to stop and saved a checkpoint; exit code 75, for requeueing."""
+class Preempted(BaseException):
+    """Told to stop, with everything saved that there was; exit code 75, for requeueing.
+
+    Not an Exception, as KeyboardInterrupt is none: it may come from a signal at any place, and no
+    library's `except Exception` shall hold it up.
+    """

@@ -1,11 +1,13 @@
 """`ldm COMMAND [group=choice] [key=value] ...`: composes, dispatches, says what is wrong."""
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
 from importlib import import_module, metadata
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from rich.console import Console
@@ -39,15 +41,22 @@ INTERRUPTED_EXIT_CODE = 130
 
 def main() -> None:
     """The entry point of `ldm`."""
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, _stop)
     sys.exit(run(sys.argv[1:]))
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    """A scheduler's signal outside of training, which saves before it stops."""
+    raise Preempted("told to stop; the same command goes on from there")
 
 
 def run(arguments: list[str]) -> int:
     """Run a command line.
 
     Returns:
-        Exit code: 0 done, 1 failed, 2 a mistake in the command line, 75 stopped after a checkpoint,
-        130 interrupted.
+        Exit code: 0 done, 1 failed, 2 a mistake in the command line, 75 stopped by a scheduler with
+        everything saved, 130 interrupted.
     """
     die_with_parent()
     try:
@@ -56,8 +65,8 @@ def run(arguments: list[str]) -> int:
         return _complain(str(error), 2)
     except KeyboardInterrupt:
         return _complain("interrupted; the same command goes on from there", INTERRUPTED_EXIT_CODE)
-    except Preempted:
-        return PREEMPTED_EXIT_CODE
+    except Preempted as stopped:
+        return _complain(str(stopped), PREEMPTED_EXIT_CODE)
     except RunError as error:
         return _complain(str(error), 1)
 

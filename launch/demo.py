@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from conf.enums import DemoRecipe
-from conf.errors import UserError
+from conf.errors import Preempted, UserError
 from conf.schema import DemoCommand
 from data.progress import say
 from data.storage import open_prefix
@@ -145,10 +145,17 @@ def run_demo(config: DemoCommand) -> int:
 
 
 def _run(command: list[str], environment: dict[str, str]) -> int:
-    """Run a stage; Ctrl-C reaches it from the terminal, and we wait until it has saved."""
+    """Run a stage, and wait until it has saved when it is told to stop.
+
+    Returns:
+        Its exit code, as a shell would give it.
+    """
     process = subprocess.Popen(command, env=environment)
     while True:
         try:
-            return process.wait()
-        except KeyboardInterrupt:
+            code = process.wait()
+            return code if code >= 0 else 128 - code
+        except KeyboardInterrupt:  # has reached the stage from the terminal as well
             continue
+        except Preempted:  # has reached this process alone
+            process.terminate()

@@ -156,12 +156,10 @@ class _Loop:
                     break
         self._summarise()
         if stopping and not done:
-            if self.engine.world.main:
-                say(
-                    f"stopped after {self.progress.samples_seen:,} samples, checkpoint saved; "
-                    "the same command goes on from there"
-                )
-            raise Preempted
+            raise Preempted(
+                f"stopped after {self.progress.samples_seen:,} samples, checkpoint saved; "
+                "the same command goes on from there"
+            )
 
     def _batches(self) -> Iterator[tuple[list[Any], float]]:
         """This rank's micro-batches of each global batch, and the seconds waited for them."""

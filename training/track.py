@@ -19,6 +19,7 @@ from data.storage import Prefix
 
 METRICS = "metrics.jsonl"
 WANDB_ID = "wandb_id"
+WANDB_SERVICE = "WANDB_SERVICE"  # where a process that W&B runs in leaves its service's address
 SECONDS_BETWEEN_WRITES = 15.0
 
 
@@ -102,6 +103,8 @@ def start_wandb(
     if config.kind is TrackingKind.off:
         return None
     os.environ.setdefault("WANDB_SILENT", "true")
+    # A service inherited from a parent outlives a killed run and refuses to take it up again.
+    os.environ.pop(WANDB_SERVICE, None)
     import wandb
 
     if config.kind is TrackingKind.online and not wandb.api.api_key:

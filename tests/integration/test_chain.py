@@ -13,7 +13,7 @@ from data.storage import open_prefix
 from data.stream import open_dataset
 from launch.demo import PROMPTS
 from tests.helpers.commands import ldm
-from tests.helpers.wandb_file import read_history, read_run_ids
+from tests.helpers.wandb_file import read_history, read_records, read_run_ids
 from training.diffuse import load_trained
 
 pytestmark = pytest.mark.timeout(1200)  # the demo is made in a fixture of the test that asks first
@@ -106,6 +106,13 @@ def test_wandb_keeps_the_history_of_training_and_the_images_of_the_report(demo: 
     assert len(reported) == 1
     assert reported[0]["samples/demo"]["captions"] == list(PROMPTS)
     assert len(read_run_ids(demo / "run" / "wandb")) == 2
+    shown_over = {
+        record.metric.glob_name: record.metric.step_metric
+        for file in (demo / "run" / "wandb").rglob("*.wandb")
+        for record in read_records(file)
+        if record.WhichOneof("record_type") == "metric"
+    }
+    assert shown_over["denoiser/*"] == "denoiser/samples_seen"
 
 
 def test_the_chain_in_object_storage(s3_prefix: str, tmp_path: Path) -> None:

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -51,6 +53,25 @@ def test_the_wandb_run_holds_the_same_and_is_resumed(
         (30, 0.3),
     ]
     assert len(read_run_ids(tmp_path / "wandb")) == 1
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_a_run_is_taken_up_while_wandb_runs_in_the_process_that_started_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """W&B leaves its service's address in the environment, and a service keeps a killed run."""
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    config = TrackingConfig(kind=TrackingKind.offline)
+    killed = Tracker(open_prefix(str(tmp_path), "out"), config, {}, 0, main=True)
+    code = (
+        "from tests.training.test_track import *\n"
+        "config = TrackingConfig(kind=TrackingKind.offline)\n"
+        "track(Path(sys.argv[1]), config, 0, [10])"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    killed.close()
+    assert done.returncode == 0, done.stderr
 
 
 def test_images_keep_their_captions() -> None:
