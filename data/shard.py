@@ -42,27 +42,31 @@ class ShardEntry:
     extra: dict[str, Any]
 
 
-def begin_dataset(out: Prefix, settings: dict[str, Any]) -> Manifest | None:
+def begin_dataset(out: Prefix, settings: dict[str, Any], num_bytes: int = 0) -> Manifest | None:
     """Claim a prefix for the dataset that `settings` describe.
 
     Args:
         out: Where it is to be.
         settings: All that decides its content, JSON-ready.
+        num_bytes: Room that it will take.
 
     Returns:
         Its manifest if it is finished already, else None.
 
     Raises:
-        UserError: The prefix holds, finished or not, another dataset.
+        UserError: The prefix holds, finished or not, another dataset, or cannot be written.
     """
-    claim(out, settings)
     try:
         there = parse_manifest(out.read(manifest.NAME), f"{out.url}/{manifest.NAME}")
     except FileNotFoundError:
-        return None
-    if there.identity != sha256(canonical_json(settings)):
+        there = None
+    if there and there.identity == sha256(canonical_json(settings)):
+        return there
+    out.require_writable(num_bytes)
+    claim(out, settings)
+    if there:
         raise UserError(f"out={out.url}", "holds another dataset", "choose another out")
-    return there
+    return None
 
 
 def commit_shard(
@@ -123,8 +127,7 @@ def make_dataset(config: ShardCommand) -> Manifest:
         "size": config.size,
         "shard_samples": config.shard_samples,
     }
-    out.require_writable(len(source.keys) * config.size**2 * BYTES_PER_PIXEL)
-    done = begin_dataset(out, settings)
+    done = begin_dataset(out, settings, len(source.keys) * config.size**2 * BYTES_PER_PIXEL)
     if done:
         say(f"shard: {out.url} is finished ({done.samples:,} images), nothing to do")
         return done

@@ -52,61 +52,52 @@ def stages(config: DemoCommand) -> list[Stage]:
     prompts = "[" + ",".join(f"'{prompt}'" for prompt in PROMPTS) + "]"
     shard = ("shard", "source=openmoji")
     less = LESS.get(config.recipe, {})
+    images, held_out, autoencoder = f"{out}/images", f"{out}/held_out", f"{out}/autoencoder"
+    latents, run = f"{out}/latents", f"{out}/run"
+
+    def stage(what: str, command: str, *settings: str) -> Stage:
+        return Stage(what, (command, *settings, *less.get(command, ())))
+
     return [
-        Stage(
-            "emoji to train on",
-            (*shard, "source.split=train", *less.get("shard", ()), f"out={out}/images"),
-        ),
-        Stage("emoji held out", (*shard, "source.split=held_out", f"out={out}/held_out")),
-        Stage(
+        stage("emoji to train on", *shard, "source.split=train", f"out={images}"),
+        Stage("emoji held out", (*shard, "source.split=held_out", f"out={held_out}")),
+        stage(
             "autoencoder",
-            (
-                "autoencoder",
-                f"experiment={recipe}_autoencoder",
-                f"data.url={out}/images",
-                f"out={out}/autoencoder",
-            ),
+            "autoencoder",
+            f"experiment={recipe}_autoencoder",
+            f"data.url={images}",
+            f"out={autoencoder}",
         ),
-        Stage(
+        stage(
             "latents and text embeddings",
-            (
-                "cache",
-                f"data.url={out}/images",
-                f"autoencoder.url={out}/autoencoder",
-                f"out={out}/latents",
-            ),
+            "cache",
+            f"data.url={images}",
+            f"autoencoder.url={autoencoder}",
+            f"out={latents}",
         ),
-        Stage(
+        stage(
             "denoiser",
-            (
-                "train",
-                f"experiment={recipe}",
-                f"data.url={out}/latents",
-                f"cluster.processes={config.processes}",
-                f"out={out}/run",
-            ),
+            "train",
+            f"experiment={recipe}",
+            f"data.url={latents}",
+            f"cluster.processes={config.processes}",
+            f"out={run}",
         ),
-        Stage(
+        stage(
             "samples",
-            (
-                "sample",
-                f"checkpoint={out}/run",
-                f"prompts={prompts}",
-                *less.get("sample", ()),
-                f"out={out}/run/samples/demo",
-            ),
+            "sample",
+            f"checkpoint={run}",
+            f"prompts={prompts}",
+            f"out={run}/samples/demo",
         ),
-        Stage(
+        stage(
             "evidence on held-out emoji",
-            (
-                "evaluate",
-                f"checkpoint={out}/run",
-                f"data.url={out}/held_out",
-                *less.get("evaluate", ()),
-                f"out={out}/run/evaluation",
-            ),
+            "evaluate",
+            f"checkpoint={run}",
+            f"data.url={held_out}",
+            f"out={run}/evaluation",
         ),
-        Stage("report", ("report", f"run={out}/run")),
+        stage("report", "report", f"run={run}"),
     ]
 
 

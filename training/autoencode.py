@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from conf.errors import UserError
@@ -34,7 +36,7 @@ def train_autoencoder(config: AutoencoderCommand) -> None:
     latent_channels = config.autoencoder.latent_channels
 
     def losses(wrapped: nn.Module, batch: ImageBatch, device: torch.device) -> Mapping[str, Tensor]:
-        images = to_images(batch, device)
+        images = to_images(batch.images, device)
         side = images.shape[-1] // model.downsampling
         noise = normal(
             config.train.seed, batch.places, Purpose.posterior, (latent_channels, side, side)
@@ -110,7 +112,6 @@ def check_size(model: KLAutoencoder, size: int | None, url: str) -> None:
         )
 
 
-def to_images(batch: ImageBatch, device: torch.device) -> Tensor:
-    """Images as the models take them: float32 in [-1, 1], (B, 3, H, W), channels last."""
-    pixels = torch.from_numpy(batch.images).to(device)
-    return pixels.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+def to_images(pixels: NDArray[np.uint8], device: torch.device) -> Tensor:
+    """Pixels (B, H, W, 3) as the models take them: float32 in [-1, 1], (B, 3, H, W)."""
+    return torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)

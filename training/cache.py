@@ -17,13 +17,14 @@ from data.sample import CAPTION, META, MOMENTS, TEXT, RawSample
 from data.shard import ShardEntry, begin_dataset, commit_dataset, commit_shard, finished_shard
 from data.storage import open_prefix
 from data.stream import Dataset, open_dataset
-from training.autoencode import check_size, load_trained_autoencoder
+from training.autoencode import check_size, load_trained_autoencoder, to_images
 from training.device import pick_device
 from training.models.autoencoder import KLAutoencoder, split_moments
 from training.models.text import TextEncoder, load_text_encoder
 
 # Raised when the same inputs would give other numbers: it is part of every cache's identity.
 CACHE_VERSION = 1
+BYTES_PER_SAMPLE = 8192  # a guess from above for small images; the disk must have room for it
 MEMBERS = (MOMENTS, TEXT, META)
 
 
@@ -50,8 +51,8 @@ class Encoder:
         Raises:
             RunError: They are not finite in the number format asked for.
         """
-        pixels = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1
-        return self._stored(self.autoencoder.encode(pixels), "autoencoder's moments")
+        moments = self.autoencoder.encode(to_images(images, self.device))
+        return self._stored(moments, "autoencoder's moments")
 
     def texts(self, captions: list[str]) -> list[NDArray[np.floating[Any]]]:
         """Embeddings (L, D) of each caption's real tokens."""
@@ -93,15 +94,13 @@ def make_cache(config: CacheCommand) -> Manifest:
         "max_length": config.text_encoder.max_length,
         "dtype": config.dtype.value,
     }
-    out.require_writable(data.manifest.samples * 8192)
-    done = begin_dataset(out, settings)
+    done = begin_dataset(out, settings, data.manifest.samples * BYTES_PER_SAMPLE)
     if done:
         say(f"cache: {out.url} is finished ({done.samples:,} latents), nothing to do")
         return done
     entries, encoded = _encode_shards(config, data, encoder)
     empty = dump_array(encoder.texts([""])[0])
     out.write(EMPTY_TEXT, empty)
-    size = data.manifest.settings["size"] // autoencoder.downsampling
     manifest = Manifest(
         kind="latents",
         members=MEMBERS,
@@ -109,16 +108,8 @@ def make_cache(config: CacheCommand) -> Manifest:
         identity=sha256(canonical_json(settings)),
         settings=settings,
         parent=data.manifest.fingerprint,
-        latents=_latent_spec(
-            entries, size, autoencoder.downsampling, config.dtype.value, fingerprint
-        ),
-        text=TextSpec(
-            encoder=encoder.text_encoder.fingerprint,
-            width=encoder.text_encoder.width,
-            max_length=config.text_encoder.max_length,
-            dtype=config.dtype.value,
-            empty_sha256=sha256(empty),
-        ),
+        latents=_latent_spec(entries, settings, autoencoder, data),
+        text=_text_spec(settings, encoder.text_encoder, empty),
         origins={
             "images": data.prefix.absolute,
             "autoencoder": open_prefix(config.autoencoder.url, "autoencoder.url").absolute,
@@ -213,7 +204,7 @@ class ChannelStatistics:
 
 
 def _latent_spec(
-    entries: list[ShardEntry], size: int, downsampling: int, dtype: str, autoencoder: str
+    entries: list[ShardEntry], settings: dict[str, Any], autoencoder: KLAutoencoder, data: Dataset
 ) -> LatentSpec:
     """What the latents mean, from the shards' statistics: scaled to zero mean and unit variance."""
     count = sum(entry.extra["count"] for entry in entries)
@@ -222,12 +213,23 @@ def _latent_spec(
     std = np.sqrt(squares - mean**2)
     return LatentSpec(
         channels=len(mean),
-        size=size,
-        downsampling=downsampling,
-        dtype=dtype,
-        autoencoder=autoencoder,
+        size=data.manifest.settings["size"] // autoencoder.downsampling,
+        downsampling=autoencoder.downsampling,
+        dtype=settings["dtype"],
+        autoencoder=settings["autoencoder"],
         mean=tuple(mean.tolist()),
         std=tuple(std.tolist()),
         shift=tuple(mean.tolist()),
         scale=tuple((1 / std).tolist()),
+    )
+
+
+def _text_spec(settings: dict[str, Any], text_encoder: TextEncoder, empty: bytes) -> TextSpec:
+    """What the text embeddings mean, and which one is the empty caption's."""
+    return TextSpec(
+        encoder=settings["text_encoder"],
+        width=text_encoder.width,
+        max_length=settings["max_length"],
+        dtype=settings["dtype"],
+        empty_sha256=sha256(empty),
     )

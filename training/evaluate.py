@@ -157,7 +157,7 @@ def _measure(
     psnr, losses = [], []
     with progress("evaluate", len(captions)) as meter:
         for number, batch in enumerate(batches):
-            images = to_images(batch, model.device)
+            images = to_images(batch.images, model.device)
             with torch.inference_mode():
                 moments = model.autoencoder.encode(images)
             restored = to_pixels(_decode_mean(model, moments))
