@@ -16,8 +16,10 @@ from data.storage import open_prefix
 
 SKIN_TONES = frozenset(("1F3FB", "1F3FC", "1F3FD", "1F3FE", "1F3FF"))
 VARIATION_SELECTOR = "FE0F"
-# Raised when emoji are grouped in another way, which moves some between the splits.
-GROUPING = 2
+# Raised when emoji are named or grouped in another way; the latter moves some between the splits.
+NAMING = 3
+FLAG_LETTERS = frozenset(f"{0x1F1E6 + letter:X}" for letter in range(26))
+FLAG_OF_A_REGION = "1F3F4-E00"
 # Two people of different skin tones are spelt out, two of the same tone are not: what is spelt out
 # to the emoji that it is a tone of.
 SPELT_OUT = {
@@ -121,7 +123,7 @@ def _openmoji(config: OpenMojiSource, size: int) -> Source:
         pair,
         {
             "split": config.split.value,
-            "grouping": GROUPING,
+            "naming": NAMING,
             "held_out_share": config.held_out_share,
             **versions,
         },
@@ -136,8 +138,14 @@ def _emoji_names() -> dict[str, str]:
     names = {}
     for characters, data in EMOJI_DATA.items():
         codepoints = "-".join(f"{ord(character):04X}" for character in characters)
-        names[_plain(codepoints)] = data["en"].strip(":").replace("_", " ")
+        name = data["en"].strip(":").replace("_", " ")
+        names[_plain(codepoints)] = f"flag {name}" if _is_flag(codepoints) else name
     return names
+
+
+def _is_flag(codepoints: str) -> bool:
+    """Whether an emoji is a place's flag, which the package names like the place itself."""
+    return codepoints.startswith(FLAG_OF_A_REGION) or set(codepoints.split("-")) <= FLAG_LETTERS
 
 
 def _plain(codepoints: str) -> str:

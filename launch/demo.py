@@ -15,16 +15,20 @@ from data.progress import say
 from data.storage import open_prefix
 from launch.local import PARENT
 
+# Most emoji are people in several skin tones, and ten minutes teach those first; faces and flags
+# come next, and things that there is one of, such as a heart, last.
 PROMPTS = (
-    "red heart",
+    "man light skin tone red hair",
+    "woman medium-dark skin tone curly hair",
+    "person medium-light skin tone",
+    "couple with heart woman man",
+    "woman health worker medium skin tone",
     "grinning face with big eyes",
-    "woman dark skin tone curly hair",
-    "red apple",
-    "flag Italy",
-    "black cat",
-    "thumbs up medium skin tone",
-    "sun with face",
+    "flag France",
+    "red heart",
 )
+# More of it saturates the colours of a model that was trained for minutes.
+GUIDANCE_SCALE = 2.5
 # What a check of the machinery can do with. Emoji held out at a tenth are still not among those
 # trained on: an emoji's place between 0 and 1 is fixed, and the share is where the line is drawn.
 LESS = {
@@ -88,6 +92,7 @@ def stages(config: DemoCommand) -> list[Stage]:
             "sample",
             f"checkpoint={run}",
             f"prompts={prompts}",
+            f"sampler.guidance_scale={GUIDANCE_SCALE}",
             f"out={run}/samples/demo",
         ),
         stage(
