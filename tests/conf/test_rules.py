@@ -78,7 +78,7 @@ def test_a_count_is_at_least_one(command, name, value):
 
 @pytest.mark.parametrize(("command", "name"), COUNTS)
 def test_one_is_enough(command, name):
-    check(_with(command, **{name.replace(".", "__"): 1}))
+    assert check(_with(command, **{name.replace(".", "__"): 1})) is None
 
 
 @pytest.mark.parametrize(("command", "name"), SHARES)
@@ -126,7 +126,7 @@ def test_only_a_trained_autoencoder_makes_a_cache():
 
 @pytest.mark.parametrize("prompts", ["prompts.txt", ["a cat"], ["a cat", "a dog"]])
 def test_prompts_are_texts_or_a_url(prompts):
-    check(_with("sample", prompts=prompts))
+    assert check(_with("sample", prompts=prompts)) is None
 
 
 @pytest.mark.parametrize("prompts", [None, 3, [], [3], {"_target_": "os.system"}, [["a"]]])

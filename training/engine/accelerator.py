@@ -8,6 +8,10 @@ from typing import Any
 
 import torch
 
+# Its functions have the process group as a default value: imported when there is one, they would
+# keep it for ever.
+import torch.distributed.nn.functional
+
 from training.engine.world import current_world
 
 LARGEST_BUCKET = 500_000_000  # elements; DeepSpeed's own default
@@ -57,6 +61,15 @@ def build_accelerator(
         # Accelerate takes the handler for a process group, which one process alone has not.
         kwargs_handlers=[InitProcessGroupKwargs(backend=backend)] if "RANK" in os.environ else [],
     )
+
+
+def leave_process_group(zero_stage: int) -> None:
+    """Destroy the process group, and the references to it that DeepSpeed keeps."""
+    if zero_stage:
+        from deepspeed.comm import destroy_process_group
+    else:
+        from torch.distributed import destroy_process_group
+    destroy_process_group()
 
 
 def _tame_deepspeed() -> None:

@@ -4,6 +4,7 @@ The model comes in plain and is wrapped here. Weights and optimizer stay in floa
 autocast around the forward pass, so that a checkpoint means the same whatever the engine.
 """
 
+import gc
 import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -16,13 +17,10 @@ from conf.enums import EngineKind, Precision
 from conf.errors import UserError
 from conf.schema import OptimizerConfig
 from training.device import autocast_forward
-from training.engine.accelerator import build_accelerator
+from training.engine.accelerator import build_accelerator, leave_process_group
 from training.engine.world import World, current_world
 
 ZERO_STAGES = {EngineKind.zero1: 1, EngineKind.zero2: 2}
-# Process groups that were left. Whoever drops one last ends its threads, and the wrapped model
-# would do that with Python locked: a thread that waits for Python then hangs the process.
-_LEFT_GROUPS: list[Any] = []
 
 
 class Engine:
@@ -116,12 +114,17 @@ class Engine:
         return values
 
     def close(self) -> None:
-        """Leave the process group."""
+        """Leave the process group; the engine can do nothing afterwards.
+
+        Whoever drops a process group last waits for its threads. The wrapped model would do so with
+        Python locked, and a thread that has yet to give a tensor back waits for Python: a hang. So
+        the model goes first, and the group after it, by Python's own reference, which unlocks.
+        """
+        self._accelerator.free_memory()
+        del self.model, self._optimizer
+        gc.collect()
         if dist.is_initialized():
-            _LEFT_GROUPS.append(dist.group.WORLD)
-        self._accelerator.end_training()
-        if dist.is_initialized():
-            dist.destroy_process_group()
+            leave_process_group(self.zero_stage)
 
 
 def build_engine(
