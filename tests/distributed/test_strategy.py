@@ -1,7 +1,5 @@
 """What runs is the engine that was asked for, in the precision that was asked for."""
 
-import sys
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -113,29 +111,6 @@ def test_bf16_reaches_the_layers_and_leaves_the_weights(facts: list[Any], kind: 
 def test_the_learning_rate_of_a_step_is_the_one_given(facts: list[Any], case: Any) -> None:
     for rank in facts:
         assert rank[case]["step"] == pytest.approx(0.25, rel=0.01)
-
-
-def gloo_threads() -> list[str]:
-    """This process's threads that serve a gloo process group."""
-    names = [task.read_text().strip() for task in Path("/proc/self/task").glob("*/comm")]
-    return sorted(name for name in names if "gloo" in name)
-
-
-def threads_while_training_and_after() -> tuple[list[str], list[str]]:
-    """For `run_ranks`."""
-    network = Network()
-    engine = build("ddp", "fp32", network)
-    engine.update([torch.randn(2, 64)], lambda x: {"loss": engine.model(x).mean(1)}, lr=0.25)
-    during = gloo_threads()
-    engine.close()
-    return during, gloo_threads()
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lists a process's threads")
-def test_no_thread_of_the_process_group_is_left_to_hang_or_abort_the_process() -> None:
-    for during, after in run_ranks(threads_while_training_and_after, 2):
-        assert during
-        assert after == []
 
 
 def test_single_refuses_several_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
