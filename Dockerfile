@@ -6,10 +6,10 @@
 # for DeepSpeed refuses to compile an operator when nvcc differs from torch in as little as 13.1.
 # The host needs a driver that knows CUDA 13.0 (580 or newer).
 #
-# The last stage too stands on the `devel` image. DeepSpeed compiles its operators (fused and CPU
-# Adam, asynchronous I/O) at first use, for the GPU it finds then, with nvcc, g++ and ninja; Triton,
-# behind torch.compile, needs a C compiler and Python's headers. A `runtime` image would be some
-# gigabytes smaller and fail at that moment, on the cluster.
+# The last stage too stands on the `devel` image. Nothing that training uses today is compiled at run
+# time, but DeepSpeed's operators (offloading, asynchronous I/O) are, for the GPU found then, with
+# nvcc, g++ and ninja; Triton, behind torch.compile, needs a C compiler and Python's headers. A
+# `runtime` image would be some gigabytes smaller and fail at that moment, on the cluster.
 FROM nvidia/cuda:13.0.3-devel-ubuntu24.04 AS base
 
 # Python 3.12 is Ubuntu 24.04's own. The pins leave the packaging revision open, because Ubuntu

@@ -160,6 +160,8 @@ def _settings(
     for item in fields(schema):
         name = f"{prefix}{item.name}"
         nested = item.type
+        if item.name == "kind" and prefix.rstrip(".") in CHOICES:
+            continue  # it follows from the choice, as the other settings of the group do
         if isinstance(nested, type) and is_dataclass(nested):
             if config is not None:
                 actual = OmegaConf.get_type(OmegaConf.select(config, name))

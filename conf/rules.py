@@ -29,7 +29,7 @@ def check(config: Any) -> None:
                 raise UserError(
                     f"autoencoder={config.autoencoder.kind}",
                     "cannot be trained",
-                    "choose a `kl` one",
+                    "choose autoencoder=kl or another one that is no `trained`",
                 )
             _training(config)
         case CacheCommand():

@@ -85,7 +85,7 @@ class KLAutoencoderConfig(AutoencoderConfig):
     latent_channels: int = setting("channels of a latent", 4, low=1)
     channels: int = setting("channels of the first level", 128, low=1)
     channel_mult: list[int] = setting(
-        "channels of each level, in multiples of the first; one level halves the size",
+        "channels of each level, in multiples of the first; each but the last halves the size",
         [1, 2, 4, 4],
         low=1,
     )
@@ -217,24 +217,42 @@ class CheckpointConfig:
 
 @dataclass(kw_only=True, slots=True)
 class TrackingConfig:
-    """The record of a run: metrics.jsonl always, Weights & Biases beside it."""
+    """The record in Weights & Biases."""
 
     kind: TrackingKind = setting(
         "offline writes a W&B run to disk, online sends it, off leaves only metrics.jsonl",
         TrackingKind.offline,
     )
     project: str = setting("W&B project", "latent-foundry")
+
+
+@dataclass(kw_only=True, slots=True)
+class MetricsConfig(TrackingConfig):
+    """The record of a training: metrics.jsonl always, Weights & Biases beside it."""
+
     log_every_samples: int = setting("samples between two lines of metrics", 1000, low=1)
 
 
 @dataclass(kw_only=True, slots=True)
-class DataConfig:
-    """The dataset that a command reads."""
+class DatasetConfig:
+    """A dataset that a command reads."""
 
     url: str = setting("URL of the dataset")
+
+
+@dataclass(kw_only=True, slots=True)
+class ReadingConfig(DatasetConfig):
+    """A dataset that is read while something is computed."""
+
+    threads: int = setting("reading threads of a rank", 2, low=1, high=64)
+
+
+@dataclass(kw_only=True, slots=True)
+class DataConfig(ReadingConfig):
+    """A dataset that is trained on, in an order of its own every epoch."""
+
     seed: int = setting("seed of the order of samples", 0, low=0, high=4611686018427387904)
     block_shards: int = setting("shards whose samples are shuffled together", 16, low=1, high=32)
-    threads: int = setting("reading threads of a rank", 2, low=1, high=64)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -283,7 +301,7 @@ class AutoencoderCommand:
     engine: EngineConfig = group(EngineConfig, "ranks and precision")
     cluster: ClusterConfig = group(ClusterConfig, "where it runs")
     checkpoint: CheckpointConfig = group(CheckpointConfig, "when state is kept")
-    tracking: TrackingConfig = group(TrackingConfig, "the record")
+    tracking: MetricsConfig = group(MetricsConfig, "the record")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -291,7 +309,7 @@ class CacheCommand:
     """Encode a dataset of images to a dataset of latents and text embeddings."""
 
     out: str = setting("URL of the dataset to write")
-    data: DataConfig = group(DataConfig, "the dataset of images")
+    data: ReadingConfig = group(ReadingConfig, "the dataset of images")
     autoencoder: AutoencoderConfig = group(AutoencoderConfig, "the trained autoencoder")
     text_encoder: TextEncoderConfig = group(TextEncoderConfig, "the text encoder")
     dtype: LatentDtype = setting(
@@ -317,7 +335,7 @@ class TrainCommand:
     engine: EngineConfig = group(EngineConfig, "ranks and precision")
     cluster: ClusterConfig = group(ClusterConfig, "where it runs")
     checkpoint: CheckpointConfig = group(CheckpointConfig, "when state is kept")
-    tracking: TrackingConfig = group(TrackingConfig, "the record")
+    tracking: MetricsConfig = group(MetricsConfig, "the record")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -339,7 +357,7 @@ class EvaluateCommand:
     """Measure a run on images that it was not trained on."""
 
     checkpoint: str = setting("URL of an `ldm train` run")
-    data: DataConfig = group(DataConfig, "the dataset of held-out images")
+    data: ReadingConfig = group(ReadingConfig, "the dataset of held-out images")
     out: str = setting("URL of the folder for evaluation.json and reconstructions.png")
     samples: int = setting("images to use; 0 is all", 0, low=0)
     draws: int = setting("noise and timestep draws an image, stratified over timesteps", 4, low=1)
@@ -358,7 +376,7 @@ class ReportCommand:
 class VerifyCommand:
     """Read a dataset end to end against its manifest and name what is broken."""
 
-    data: DataConfig = group(DataConfig, "the dataset")
+    data: DatasetConfig = group(DatasetConfig, "the dataset")
 
 
 @dataclass(kw_only=True, slots=True)

@@ -17,7 +17,7 @@ from data.storage import open_prefix
 SKIN_TONES = frozenset(("1F3FB", "1F3FC", "1F3FD", "1F3FE", "1F3FF"))
 VARIATION_SELECTOR = "FE0F"
 # Raised when emoji are named or grouped in another way; the latter moves some between the splits.
-NAMING = 3
+NAMING = 4
 FLAG_LETTERS = frozenset(f"{0x1F1E6 + letter:X}" for letter in range(26))
 FLAG_OF_A_REGION = "1F3F4-E00"
 # Two people of different skin tones are spelt out, two of the same tone are not: what is spelt out
@@ -33,6 +33,8 @@ SPELT_OUT = {
     "1F469-200D-1F91D-200D-1F469": "1F46D",  # women holding hands
     "1F469-200D-1F91D-200D-1F468": "1F46B",  # woman and man holding hands
     "1FAF1-200D-1FAF2": "1F91D",  # handshake
+    "1F9D1-200D-2764-200D-1F9D1": "1F491",  # couple with heart
+    "1F9D1-200D-2764-200D-1F48B-200D-1F9D1": "1F48F",  # kiss
 }
 
 

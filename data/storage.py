@@ -64,14 +64,14 @@ class Prefix:
         Raises:
             FileNotFoundError: There is none.
         """
-        with self._errors("read"):
+        with self.errors("read"):
             return cast(bytes, self.fs.cat_file(self.path(name)))
 
     def read_range(self, name: str, start: int, length: int) -> bytes:
         """`length` bytes from `start`; fewer only where the file ends."""
         if length == 0:  # s3fs would read the whole file
             return b""
-        with self._errors("read"):
+        with self.errors("read"):
             try:
                 content = self.fs.cat_file(self.path(name), start=start, end=start + length)
             except OSError as error:
@@ -82,13 +82,13 @@ class Prefix:
 
     def exists(self, name: str) -> bool:
         """Whether there is such a file."""
-        with self._errors("read"):
+        with self.errors("read"):
             return bool(self.fs.exists(self.path(name)))
 
     def names(self, folder: str = "") -> list[str]:
         """Names of the files and folders in `folder`, sorted; none if there is no such folder."""
         path = self.path(folder).rstrip("/")
-        with self._errors("read"):
+        with self.errors("read"):
             try:
                 entries = self.fs.ls(path, detail=False, refresh=True)
             except (FileNotFoundError, NotADirectoryError):
@@ -99,7 +99,7 @@ class Prefix:
     def files(self) -> dict[str, str]:
         """Every file in the prefix and below, with what tells one version of it from another."""
         root = self.root.rstrip("/")
-        with self._errors("read"):
+        with self.errors("read"):
             found = self.fs.find(root, detail=True)
         return {
             path[len(root) + 1 :]: f"{info['size']} {info.get('ETag') or info.get('mtime', '')}"
@@ -108,7 +108,7 @@ class Prefix:
 
     def write(self, name: str, content: bytes) -> None:
         """Write a file whole, in the place of any that is there."""
-        with self._errors("written"):
+        with self.errors("written"):
             if self.local:
                 with _whole_file(Path(self.path(name)), content) as written:
                     written.replace(self.path(name))
@@ -121,7 +121,7 @@ class Prefix:
         Raises:
             FileExistsError: There is one; it is left as it was.
         """
-        with self._errors("written"):
+        with self.errors("written"):
             if self.local:
                 with _whole_file(Path(self.path(name)), content) as written:
                     os.link(written, self.path(name))
@@ -136,7 +136,7 @@ class Prefix:
 
     def remove(self, name: str) -> None:
         """Remove a file, or a folder with everything in it, if it is there."""
-        with self._errors("written"), contextlib.suppress(FileNotFoundError):
+        with self.errors("written"), contextlib.suppress(FileNotFoundError):
             self.fs.rm(self.path(name), recursive=True)
 
     def require_writable(self, num_bytes: int) -> None:
@@ -158,7 +158,7 @@ class Prefix:
                 )
 
     @contextlib.contextmanager
-    def _errors(self, action: str) -> Iterator[None]:
+    def errors(self, action: str) -> Iterator[None]:
         """Turn what only the user can mend (rights, room, credentials, host) into a UserError."""
         try:
             yield

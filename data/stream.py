@@ -2,6 +2,7 @@
 
 import io
 import mmap
+from collections.abc import Collection
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,14 @@ class Dataset:
                 members[extension] = content
         return RawSample(key, members)
 
+    def count_keys(self, keys: Collection[str]) -> int:
+        """How many of the dataset's samples have one of these keys; reads the indexes alone."""
+        wanted = np.array([key.encode() for key in keys])
+        return sum(
+            int(np.isin(self.index(shard)["key"], wanted).sum())
+            for shard in range(len(self.manifest.shards))
+        )
+
     def _window(self, shard: int, start: int, end: int) -> bytes:
         if self.prefix.local:
             return self._mapped(shard)[start:end]
@@ -67,7 +76,7 @@ class Dataset:
     def _map(self, shard: int) -> mmap.mmap | bytes:
         name = self.manifest.shards[shard].tar
         try:
-            with Path(self.prefix.path(name)).open("rb") as file:
+            with self.prefix.errors("read"), Path(self.prefix.path(name)).open("rb") as file:
                 return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except FileNotFoundError:
             raise self._missing(name) from None

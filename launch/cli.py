@@ -1,12 +1,9 @@
 """`ldm COMMAND [group=choice] [key=value] ...`: composes, dispatches, says what is wrong."""
 
-import os
 import signal
 import sys
-import time
 from collections.abc import Callable
 from importlib import import_module, metadata
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -18,9 +15,10 @@ from conf.errors import Preempted, RunError, UserError
 from conf.schema import COMMANDS
 from launch.local import (
     PREEMPTED_EXIT_CODE,
-    RANK_ERRORS,
     die_with_parent,
     is_rank,
+    leave_rank_error,
+    rank_errors,
     run_ranks,
 )
 
@@ -69,6 +67,10 @@ def run(arguments: list[str]) -> int:
         return _complain(str(stopped), PREEMPTED_EXIT_CODE)
     except RunError as error:
         return _complain(str(error), 1)
+    except Exception:
+        if rank_errors():  # a peer has said why it left, and this rank only lost it
+            return 1
+        raise
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -106,10 +108,7 @@ def _handler(command: str) -> Callable[[Any], Any]:
 
 def _complain(line: str, code: int) -> int:
     """One line on standard error; a rank hands it to its launcher, which says it once for all."""
-    if RANK_ERRORS in os.environ:
-        name = f"{time.time_ns()}-{os.environ.get('RANK', '0')}"
-        Path(os.environ[RANK_ERRORS], name).write_text(line)
-    else:
+    if not leave_rank_error(line, code):
         print(f"ldm: {line}", file=sys.stderr, flush=True)
     return code
 

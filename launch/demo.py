@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from conf.compose import compose_config
 from conf.enums import DemoRecipe
 from conf.errors import Preempted, UserError
 from conf.schema import DemoCommand
@@ -119,9 +120,11 @@ def run_demo(config: DemoCommand) -> int:
         raise UserError(
             f"out={config.out}", "has characters that settings give a meaning", "use plain ones"
         )
+    plan = stages(config)
+    for stage in plan:  # what cannot work is said before the first stage begins
+        compose_config(stage.arguments[0], list(stage.arguments[1:]))
     open_prefix(config.out, "out").require_writable(BYTES_NEEDED)
     started = time.perf_counter()
-    plan = stages(config)
     environment = {**os.environ, PARENT: str(os.getpid()), "HF_HUB_OFFLINE": "1"}
     for number, stage in enumerate(plan, 1):
         say(f"\n[{number}/{len(plan)}] {stage.what}\n$ {shlex.join(('ldm', *stage.arguments))}")

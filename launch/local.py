@@ -5,6 +5,8 @@ import os
 import socket
 import sys
 import tempfile
+import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from conf.errors import UserError
@@ -40,7 +42,9 @@ def run_ranks(arguments: list[str], cluster: ClusterConfig) -> int:
 
     _check_port(cluster.port)
     # A rank's failure is reported by the rank; the launcher's own report would only repeat it.
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith("torch.distributed.elastic"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     os.environ[PARENT] = str(os.getpid())
     threads = max(1, (os.cpu_count() or 1) // cluster.processes)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
@@ -62,21 +66,43 @@ def run_ranks(arguments: list[str], cluster: ClusterConfig) -> int:
         try:
             elastic_launch(config, sys.executable)("-m", "launch.cli", *arguments)
         except ChildFailedError as error:
+            if said := rank_errors():  # others may only have lost the rank that says why
+                return said[0].code
             first = min(error.failures.values(), key=lambda failure: failure.timestamp)
             return first.exitcode if first.exitcode > 0 else 128 - first.exitcode
-        except SignalException:  # the launcher passed it on, and the ranks have saved and gone
-            return PREEMPTED_EXIT_CODE
+        except SignalException:  # passed on to the ranks, which saved and went, or could not
+            failed = [error.code for error in rank_errors() if error.code != PREEMPTED_EXIT_CODE]
+            return failed[0] if failed else PREEMPTED_EXIT_CODE
         finally:
+            for line in dict.fromkeys(error.line for error in rank_errors()):
+                print(f"ldm: {line}", file=sys.stderr, flush=True)
             del os.environ[RANK_ERRORS]
-            _report(Path(errors))
     return 0
 
 
-def _report(errors: Path) -> None:
-    """Say each line that ranks ended with, once and in order of time."""
-    lines = [file.read_text() for file in sorted(errors.iterdir())]
-    for line in dict.fromkeys(lines):
-        print(f"ldm: {line}", file=sys.stderr, flush=True)
+@dataclass(frozen=True, slots=True)
+class RankError:
+    """The line and the exit code that a rank ended with."""
+
+    line: str
+    code: int
+
+
+def leave_rank_error(line: str, code: int) -> bool:
+    """Hand a rank's last line to its launcher; False if there is no launcher."""
+    if RANK_ERRORS not in os.environ:
+        return False
+    name = f"{time.time_ns()}-{os.environ.get('RANK', '0')}-{code}"
+    Path(os.environ[RANK_ERRORS], name).write_text(line)
+    return True
+
+
+def rank_errors() -> list[RankError]:
+    """What the ranks of this launcher have left so far, in order of time."""
+    if RANK_ERRORS not in os.environ:
+        return []
+    files = sorted(Path(os.environ[RANK_ERRORS]).iterdir())
+    return [RankError(file.read_text(), int(file.name.rpartition("-")[2])) for file in files]
 
 
 def die_with_parent() -> None:

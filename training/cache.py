@@ -20,11 +20,10 @@ from data.stream import Dataset, open_dataset
 from training.autoencode import check_size, load_trained_autoencoder, to_images
 from training.device import pick_device
 from training.models.autoencoder import KLAutoencoder, split_moments
-from training.models.text import TextEncoder, load_text_encoder
+from training.models.text import TextEncoder, absolute_path, load_text_encoder
 
 # Raised when the same inputs would give other numbers: it is part of every cache's identity.
 CACHE_VERSION = 1
-BYTES_PER_SAMPLE = 8192  # a guess from above for small images; the disk must have room for it
 MEMBERS = (MOMENTS, TEXT, META)
 
 
@@ -94,7 +93,7 @@ def make_cache(config: CacheCommand) -> Manifest:
         "max_length": config.text_encoder.max_length,
         "dtype": config.dtype.value,
     }
-    done = begin_dataset(out, settings, data.manifest.samples * BYTES_PER_SAMPLE)
+    done = begin_dataset(out, settings, data.manifest.samples * _bytes_of_sample(encoder, data))
     if done:
         say(f"cache: {out.url} is finished ({done.samples:,} latents), nothing to do")
         return done
@@ -113,7 +112,7 @@ def make_cache(config: CacheCommand) -> Manifest:
         origins={
             "images": data.prefix.absolute,
             "autoencoder": open_prefix(config.autoencoder.url, "autoencoder.url").absolute,
-            "text_encoder": config.text_encoder.path,
+            "text_encoder": absolute_path(config.text_encoder.path),
         },
     )
     commit_dataset(out, manifest)
@@ -123,6 +122,14 @@ def make_cache(config: CacheCommand) -> Manifest:
     seconds = time.perf_counter() - started
     write_summary(out, "cache", encoded, seconds, peak_memory(), truncated=truncated)
     return manifest
+
+
+def _bytes_of_sample(encoder: Encoder, data: Dataset) -> int:
+    """The most that a sample takes: its caption as long as it may be, and 2 kB of headers."""
+    side = data.manifest.settings["size"] // encoder.autoencoder.downsampling
+    moments = encoder.autoencoder.quant_conv.out_channels * side**2
+    text = encoder.text_encoder.max_length * encoder.text_encoder.width
+    return (moments + text) * encoder.dtype.itemsize + 2048
 
 
 def _encode_shards(

@@ -7,7 +7,12 @@ from conf.enums import Precision
 
 
 def pick_device() -> torch.device:
-    """The GPU, where there is one."""
+    """The GPU, where there is one, with float32 that is float32.
+
+    By default cuDNN computes float32 convolutions with the 10 bits of TF32: what a cache holds
+    would depend on the GPU that made it.
+    """
+    torch.backends.cudnn.allow_tf32 = False
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 

@@ -107,7 +107,7 @@ class TrainedModel:
         diffusion: Its configuration.
         samples_seen: How long it was trained.
         weights: SHA-256 of the averaged weights.
-        images: Fingerprint of the images that it was trained on.
+        latents: What it was trained on.
         device: Where all of it is.
     """
 
@@ -120,7 +120,7 @@ class TrainedModel:
     diffusion: DiffusionConfig
     samples_seen: int
     weights: str
-    images: str | None
+    latents: Dataset
     device: torch.device
 
     def encode_captions(self, captions: list[str]) -> Condition:
@@ -156,7 +156,7 @@ def load_trained(url: str) -> TrainedModel:
     device = pick_device()
     autocast_forward(unet, Precision(run["precision"]), device)
     autoencoder, fingerprint = load_trained_autoencoder(
-        manifest.origins["autoencoder"], "checkpoint"
+        manifest.origins["autoencoder"], f"autoencoder of checkpoint={url}, which was at"
     )
     text_encoder = load_text_encoder(
         TextEncoderConfig(
@@ -183,6 +183,6 @@ def load_trained(url: str) -> TrainedModel:
         diffusion=diffusion,
         samples_seen=checkpoint.progress.samples_seen,
         weights=checkpoint.files[EMA]["sha256"],
-        images=manifest.parent,
+        latents=data,
         device=device,
     )

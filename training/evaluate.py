@@ -36,6 +36,7 @@ RECONSTRUCTIONS = "reconstructions.png"
 CAPTIONS = ("right", "other", "empty")
 SHOWN_IMAGES = 16
 BATCH = 64
+BLOCK_SHARDS = 16  # shards whose images are mixed where not all of them are measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,6 @@ def evaluate(config: EvaluateCommand) -> dict[str, Any]:
         "command": "evaluate",
         "images": data.manifest.fingerprint,
         "weights": model.weights,
-        "block_shards": config.data.block_shards,
         **{name: getattr(config, name) for name in ("samples", "draws", "seed")},
     }
     out.require_writable(0)
@@ -95,7 +95,7 @@ def evaluate(config: EvaluateCommand) -> dict[str, Any]:
         return dict(json.loads(out.read(RESULT)))
     batches = _read_all(data, config)
     result, picture = _measure(config, model, batches)
-    result["trained_on"] = data.manifest.fingerprint == model.images
+    result["trained_on"] = model.latents.count_keys([k for batch in batches for k in batch.keys])
     out.write(RECONSTRUCTIONS, encode_png(picture))
     out.write(RESULT, json.dumps(result, indent=1).encode() + b"\n")
     say(describe(result))
@@ -106,7 +106,8 @@ def evaluate(config: EvaluateCommand) -> dict[str, Any]:
 def describe(result: dict[str, Any]) -> str:
     """The evidence in words, with standard errors."""
     psnr = Estimate(**result["psnr"])
-    which = "images that the run was TRAINED on" if result["trained_on"] else "held-out images"
+    trained_on = f" ({result['trained_on']:,} have keys that the run was TRAINED on)"
+    which = f"images{trained_on}" if result["trained_on"] else "held-out images"
     lines = [
         f"{which}: {result['images']} in {result['groups']} independent groups",
         f"reconstruction PSNR: {psnr.mean:.2f} ± {psnr.error:.2f} dB",
@@ -138,9 +139,7 @@ def _check(config: EvaluateCommand, data: Dataset, model: TrainedModel) -> None:
 
 def _read_all(data: Dataset, config: EvaluateCommand) -> list[ImageBatch]:
     """The images to measure, each once, in the order of the seed."""
-    order = Order(
-        [shard.samples for shard in data.manifest.shards], config.seed, config.data.block_shards
-    )
+    order = Order([s.samples for s in data.manifest.shards], config.seed, BLOCK_SHARDS)
     count = min(config.samples or order.epoch_samples, order.epoch_samples)
     places = [range(i, min(i + BATCH, count)) for i in range(0, count, BATCH)]
     return list(image_batches(data, order, places, config.data.threads))

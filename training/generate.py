@@ -115,9 +115,9 @@ def read_prompts(prompts: Any) -> list[str]:
         UserError: There are none.
     """
     if isinstance(prompts, str):
-        folder, _, name = prompts.rpartition("/")
+        folder, slash, name = prompts.rpartition("/")
         try:
-            lines = open_prefix(folder or ".", "prompts").read(name).decode().splitlines()
+            lines = open_prefix(folder or slash or ".", "prompts").read(name).decode().splitlines()
         except (FileNotFoundError, UnicodeDecodeError):
             raise UserError(
                 f"prompts={prompts}",

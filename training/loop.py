@@ -1,5 +1,6 @@
 """The training loop, one for every model: read, step, run what is due, save."""
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -77,7 +78,8 @@ def train(config: TrainingConfigs, task: Task) -> None:
     world = current_world()
     micro = micro_batch(config.batch_size, config.micro_batch_size, world.size)
     parameters = sum(parameter.numel() for parameter in task.model.parameters())
-    out.require_writable(parameters * BYTES_PER_PARAMETER * config.checkpoint.keep_last)
+    # A new checkpoint is written before the oldest one goes.
+    out.require_writable(parameters * BYTES_PER_PARAMETER * (config.checkpoint.keep_last + 1))
     _claim(out, config, task)
     checkpoint = latest_checkpoint(out)
     start = checkpoint.progress if checkpoint else Progress()
@@ -104,12 +106,11 @@ def train(config: TrainingConfigs, task: Task) -> None:
         origin = f"from {start.samples_seen:,} samples" if checkpoint else "from the start"
         stage = f"{config.engine.kind.value} on {world.size} ranks of {engine.device}"
         say(f"{task.command}: {parameters / 1e6:.1f}M parameters, {stage}, {origin}")
-    tracker = Tracker(out, config.tracking, config_dict(config), start.samples_seen, world.main)
-    try:
+    with contextlib.ExitStack() as closing:
+        closing.callback(engine.close)
+        tracker = Tracker(out, config.tracking, config_dict(config), start.samples_seen, world.main)
+        closing.callback(tracker.close)
         _Loop(config, task, engine, out, tracker, start, _start_ema(engine, checkpoint)).run()
-    finally:
-        tracker.close()
-        engine.close()
 
 
 class _Loop:
@@ -191,7 +192,7 @@ class _Loop:
                 f"the loss is {means['loss']}, its gradient's norm {means['grad_norm']} "
                 f"after {seen:,} samples; "
                 "the last checkpoint is from before: "
-                "lower optimizer.lr, or set engine.precision=fp32, and run again"
+                "lower optimizer.lr, or set engine.precision=fp32, in a new out"
             )
         self.progress = Progress(seen + config.batch_size, self.progress.updates + 1)
         weight = ema_weight(
@@ -207,18 +208,21 @@ class _Loop:
 
     def _log(self, means: dict[str, float]) -> None:
         figures = self.interval.close()
-        memory = float(
-            self.engine.sum(torch.tensor(float(peak_memory()), device=self.engine.device))
-        )
-        self.tracker.log(self.progress.samples_seen, {**means, **figures, "peak_memory": memory})
+        values = {**means, **figures, "peak_memory": self._peak_memory()}
+        self.tracker.log(self.progress.samples_seen, values)
 
     def _save(self) -> None:
         keep = self.config.checkpoint.keep_last
         self.tracker.write()
         save_checkpoint(self.out, self.engine, self.ema, self.progress, keep)
 
+    def _peak_memory(self) -> float:
+        """Bytes, over all ranks."""
+        own = torch.tensor(float(peak_memory()), dtype=torch.float64, device=self.engine.device)
+        return float(self.engine.sum(own))
+
     def _summarise(self) -> None:
-        memory = int(self.engine.sum(torch.tensor(float(peak_memory()), device=self.engine.device)))
+        memory = int(self._peak_memory())
         if self.engine.world.main:
             samples = self.progress.samples_seen - self.start.samples_seen
             seconds = time.perf_counter() - self.began

@@ -16,7 +16,7 @@ from conf.compose import (
 )
 from conf.enums import EngineKind
 from conf.errors import UserError
-from conf.schema import COMMANDS, ReportCommand, SampleCommand
+from conf.schema import CHOICES, COMMANDS, ReportCommand, SampleCommand
 from tests.conf.minimum import minimum
 
 TRAIN = ("data.url=a", "out=b", "train.samples=10")
@@ -100,6 +100,16 @@ def test_a_composition_leaves_nothing_behind_for_the_next():
     compose_config("train", [*TRAIN, "experiment=emoji_tiny", "optimizer.betas=[0.5,0.6]"])
     _refused("train", *TRAIN, "batch_size=x")
     assert compose_config("train", list(TRAIN)) == before
+
+
+@pytest.mark.parametrize(
+    ("command", "override"),
+    [("shard", "source.kind=folder"), ("autoencoder", "autoencoder.kind=trained")],
+)
+def test_the_kind_of_a_choice_is_no_setting(command, override):
+    assert _refused(command, *minimum(command), override).setting == override
+    shown = {name for name, _, _ in settings_help(command, [])}
+    assert override.partition("=")[0] not in shown
 
 
 def test_a_setting_may_refer_to_another():
@@ -248,6 +258,8 @@ def test_rules_are_run():
 def test_help_lists_every_setting_with_its_value_and_a_meaning(command):
     rows = settings_help(command, minimum(command))
     values = _leaves(config_dict(_composed(command)))
+    for group in CHOICES:  # it follows from the choice
+        values.pop(f"{group}.kind", None)
     assert {name: value for name, value, _ in rows} == {k: str(v) for k, v in values.items()}
     assert len(rows) == len(values)
     assert [name for name, _, doc in rows if not doc.strip()] == []

@@ -18,7 +18,6 @@ COUNTS = [
     ("shard", "shard_samples"),
     ("cache", "micro_batch_size"),
     ("cache", "data.threads"),
-    ("cache", "data.block_shards"),
     ("sample", "images_per_prompt"),
     ("sample", "sampler.steps"),
     ("evaluate", "draws"),

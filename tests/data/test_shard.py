@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from conf.errors import UserError
-from conf.schema import DataConfig, VerifyCommand
+from conf.schema import DatasetConfig, VerifyCommand
 from data import shard as module
 from data.image import decode_image, encode_png
 from data.manifest import NAME, parse_manifest, sha256
@@ -66,7 +66,7 @@ def test_source_and_dataset_may_lie_anywhere(url, images):
         open_prefix(f"{url}/in", "out").write(name, content)
     manifest = run_shard(f"{url}/out", *_folder(f"{url}/in"))
     assert manifest.samples == 10
-    assert verify(VerifyCommand(data=DataConfig(url=f"{url}/out"))) == 0
+    assert verify(VerifyCommand(data=DatasetConfig(url=f"{url}/out"))) == 0
     assert run_shard(f"{url}/out", *_folder(f"{url}/in")) == manifest
 
 

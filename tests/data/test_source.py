@@ -66,6 +66,17 @@ def test_no_name_is_on_both_sides_in_any_skin_tone():
     assert len(train) > 1000 and not train & held_out
 
 
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.7, 0.9])
+def test_couples_of_two_tones_go_with_those_of_one(share):
+    """The emoji of a couple is one code point; spelt out are only those of two tones."""
+    for one, two in [
+        ("1F491", "1F9D1-1F3FB-200D-2764-FE0F-200D-1F9D1-1F3FC"),
+        ("1F48F", "1F9D1-1F3FB-200D-2764-FE0F-200D-1F48B-200D-1F9D1-1F3FC"),
+    ]:
+        assert {one, two, f"{one}-1F3FD"} <= set(ALL.keys)
+        assert len({is_held_out(emoji_group(k), share) for k in (one, two, f"{one}-1F3FD")}) == 1
+
+
 def test_the_share_is_about_what_was_asked_for():
     groups = {emoji_group(key) for key in ALL.keys}
     for share in (0.0, 0.1, 0.5, 1.0):

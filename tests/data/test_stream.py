@@ -74,6 +74,15 @@ def test_missing_and_empty_members_read_back(url):
     assert _read_all(open_dataset(url, "images")) == samples
 
 
+def test_keys_are_counted_by_the_indexes_alone(raw):
+    dataset = open_dataset(str(raw), "images")
+    keys = [sample.key for sample in raw_samples(5)]
+    for shard in dataset.manifest.shards:
+        (raw / shard.tar).unlink()
+    assert dataset.count_keys(keys) == 5
+    assert dataset.count_keys([keys[0], keys[4], "none of them", f"{keys[1]}0"]) == 2
+
+
 @pytest.mark.parametrize("url", ["memory", "s3"], indirect=True)
 def test_a_sample_is_one_range_of_its_shard(url, monkeypatch):
     write_images(url, 3, 2)

@@ -1,7 +1,7 @@
 import pytest
 
 from conf.errors import UserError
-from conf.schema import DataConfig, VerifyCommand
+from conf.schema import DatasetConfig, VerifyCommand
 from data.manifest import EMPTY_TEXT
 from data.storage import open_prefix
 from data.stream import open_dataset
@@ -10,7 +10,7 @@ from tests.helpers.datasets import flip_bit, write_images, write_latents
 
 
 def _verify(url):
-    return verify(VerifyCommand(data=DataConfig(url=str(url))))
+    return verify(VerifyCommand(data=DatasetConfig(url=str(url))))
 
 
 def _faults(capsys):

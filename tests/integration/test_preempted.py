@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.commands import running_ldm, wait_for_end, wait_until
+from tests.helpers.commands import ldm, running_ldm, wait_for_end, wait_until
 from tests.helpers.latents import SMALL_UNET, write_latents
 
 
@@ -41,6 +41,45 @@ def test_a_signal_saves_and_asks_to_be_started_again(
     assert periodic % 100 == 0
     assert steps(run)[-1] > periodic
     assert steps(run)[-1] % 100, "it went on to the next periodic checkpoint"
+
+
+def test_a_checkpoint_that_cannot_be_written_is_no_preemption(tmp_path: Path) -> None:
+    """A scheduler would start the job again for ever."""
+    write_latents(tmp_path / "latents")
+    run, log = tmp_path / "run", tmp_path / "log"
+    settings = (
+        f"data.url={tmp_path}/latents out={run} engine=ddp cluster.processes=2"
+        " engine.precision=fp32 train.samples=8_000_000 batch_size=8 tracking.kind=off"
+        " tracking.log_every_samples=800"
+    )
+    with running_ldm(log, "train", *settings.split(), *SMALL_UNET) as process:
+        wait_until(lambda: " images, " in log.read_text(), process, log)
+        (run / "checkpoints").write_text("no folder")
+        os.kill(process.pid, signal.SIGTERM)
+        ended = wait_for_end(process, log)
+    assert ended.code == 2, ended.output
+    assert ended.output.count("ldm: ") == 1
+    assert "Traceback" not in ended.output
+    assert "death signal" not in ended.output
+
+
+def test_what_one_rank_finds_is_said_once_and_the_others_say_nothing(tmp_path: Path) -> None:
+    manifest = write_latents(tmp_path / "latents")
+    for shard in manifest.shards:
+        file = tmp_path / "latents" / shard.tar
+        content = bytearray(file.read_bytes())
+        start = content.find(b"NUMPY")
+        content[start + 200] ^= 1
+        file.write_bytes(content)
+    settings = (
+        f"data.url={tmp_path}/latents out={tmp_path}/run engine=ddp cluster.processes=2"
+        " engine.precision=fp32 train.samples=800 batch_size=2 tracking.kind=off"
+    )
+    ended = ldm(tmp_path / "log", "train", *settings.split(), *SMALL_UNET)
+    assert ended.code == 1, ended.output
+    assert "Traceback" not in ended.output
+    assert ended.output.count("ldm: ") == 1
+    assert ".npy: " in ended.output
 
 
 def test_the_demo_passes_a_signal_on_and_waits_for_the_checkpoint(tmp_path: Path) -> None:

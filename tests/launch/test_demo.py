@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from conf.compose import compose_config
@@ -23,6 +25,12 @@ def test_prompts_arrive_as_they_are() -> None:
     arguments = next(s.arguments for s in stages(DemoCommand()) if s.arguments[0] == "sample")
     assert tuple(compose_config(arguments[0], list(arguments[1:])).prompts) == PROMPTS
     assert len(PROMPTS) == 8
+
+
+def test_what_a_later_stage_would_refuse_is_said_before_the_first(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="batch_size=32: cannot be divided by 3 ranks"):
+        run_demo(DemoCommand(out=str(tmp_path / "out"), processes=3))
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("out", ["a b", "x=y", "[list]", "{dict}", "it's"])

@@ -39,7 +39,7 @@ def findings() -> Findings:
         evaluation={
             "images": 10,
             "groups": 5,
-            "trained_on": False,
+            "trained_on": 0,
             "psnr": {"mean": 23.456, "error": 0.1},
             "loss": {name: plain for name in ("right", "other", "empty")},
             "margin": {name: {"mean": 0.5, "error": 0.1} for name in ("other", "empty")},

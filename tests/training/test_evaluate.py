@@ -66,12 +66,14 @@ def test_the_verdict_needs_two_standard_errors() -> None:
         return {
             "images": 4,
             "groups": 2,
-            "trained_on": False,
+            "trained_on": 0,
             "psnr": plain,
             "loss": losses,
             "margin": margins,
         }
 
+    assert describe(result(0.21)).startswith("held-out images: 4 in 2 independent groups")
+    assert "3 have keys that the run was TRAINED on" in describe({**result(0.21), "trained_on": 3})
     assert "right captions win over other" in describe(result(0.21))
     assert "right captions do NOT win over other" in describe(result(0.19))
     assert "1.0000 ± 0.1000" in describe(result(0.2))

@@ -33,11 +33,6 @@ class Schedule:
     sigmas: Tensor
 
     @property
-    def num_timesteps(self) -> int:
-        """T, the number of timesteps."""
-        return len(self.alphas)
-
-    @property
     def log_snr(self) -> Tensor:
         """Log of alpha^2 / sigma^2 of each timestep, (T,), float32, never rising."""
         return 2 * (self.alphas.log() - self.sigmas.log())

@@ -1,7 +1,7 @@
 """Checkpoints: written by all ranks, committed by a file of hashes, verified on load.
 
-A checkpoint is `checkpoints/STEP/` with safetensors files, `state.json`, and `commit.json`, which
-lists every file with its size and SHA-256. Without `commit.json` it does not exist.
+A checkpoint is `checkpoints/STEP/` with safetensors files and `commit.json`, which says where the
+run was and lists every file with its size and SHA-256. Without `commit.json` it does not exist.
 """
 
 import json
@@ -21,7 +21,6 @@ from training.engine.strategy import Engine
 
 FOLDER = "checkpoints"
 COMMIT = "commit.json"
-STATE = "state.json"
 MODEL = "model.safetensors"
 EMA = "ema.safetensors"
 
@@ -79,7 +78,6 @@ def save_checkpoint(
         names = [name for name, _ in engine.module.named_parameters()]
         contents[MODEL] = save({k: v.contiguous() for k, v in engine.module.state_dict().items()})
         contents[EMA] = save({k: v.contiguous() for k, v in zip(names, ema, strict=True)})
-        contents[STATE] = json.dumps(asdict(progress)).encode()
     written = {}
     for name, content in contents.items():
         folder.write(name, content)

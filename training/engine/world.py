@@ -23,5 +23,5 @@ class World:
 
 
 def current_world() -> World:
-    """The world that torchrun, Slurm's or a test's environment describes; one rank without any."""
+    """The world that torchrun's environment describes; one rank without it."""
     return World(rank=int(os.environ.get("RANK", "0")), size=int(os.environ.get("WORLD_SIZE", "1")))

@@ -126,6 +126,11 @@ def load_text_encoder(config: TextEncoderConfig) -> TextEncoder:
     return TextEncoder(model, tokenizer, config.max_length, fingerprint_folder(folder))
 
 
+def absolute_path(path: str) -> str:
+    """`path` as it reads from any working directory."""
+    return path if path.startswith(PACKAGE_SCHEME) else str(Path(path).resolve())
+
+
 def resolve_folder(path: str) -> Path:
     """The folder that `path` names: itself, or FOLDER in NAME's for package://NAME/FOLDER.
 

@@ -27,7 +27,7 @@ from training.engine.checkpoint import (
 from training.engine.strategy import Engine, build_engine
 
 OPTIMIZER = "optimizer-00000.safetensors"
-FILES = (OPTIMIZER, MODEL, EMA, "state.json")
+FILES = (OPTIMIZER, MODEL, EMA)
 
 
 def build(seed: int) -> Engine:
