@@ -46,7 +46,7 @@ def compose_config(command: str, overrides: list[str]) -> Any:
     config = _compose(command, overrides)
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
-        doc = dict(_settings(COMMANDS[command])).get(missing[0], "")
+        doc = dict(_settings(COMMANDS[command], config)).get(missing[0], "")
         raise UserError(
             missing[0], f"is missing ({doc})" if doc else "is missing", f"give {missing[0]}=..."
         )

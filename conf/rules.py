@@ -1,6 +1,7 @@
 """Rules between settings. All of them run before anything is loaded, opened or started."""
 
 import math
+import re
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -11,6 +12,8 @@ from conf.schema import (
     CacheCommand,
     KLAutoencoderConfig,
     SampleCommand,
+    ShardCommand,
+    TableSource,
     TrainCommand,
     TrainedAutoencoderConfig,
 )
@@ -24,6 +27,11 @@ def check(config: Any) -> None:
     """
     _bounds(config)
     match config:
+        case ShardCommand():
+            for text in config.filter.fields:
+                field_bound(text)
+            if isinstance(config.source, TableSource):
+                _table(config.source)
         case AutoencoderCommand():
             if not isinstance(config.autoencoder, KLAutoencoderConfig):
                 raise UserError(
@@ -43,6 +51,24 @@ def check(config: Any) -> None:
             _training(config)
         case SampleCommand():
             _prompts(config.prompts)
+
+
+def field_bound(text: str) -> tuple[str, str, float]:
+    """A bound of `filter.fields`, `NAME>=NUMBER` or `NAME<=NUMBER`, as name, sign and number.
+
+    Raises:
+        UserError: It is written otherwise.
+    """
+    found = re.fullmatch(r"\s*([^<>=]*[^\s<>=])\s*(>=|<=)\s*([^\s<>=]+)\s*", text)
+    try:
+        number = float(found[3]) if found else math.nan
+    except ValueError:
+        number = math.nan
+    if found is None or not math.isfinite(number):
+        raise UserError(
+            f"filter.fields={text}", "is no bound", "write NAME>=NUMBER or NAME<=NUMBER, in quotes"
+        )
+    return found[1], found[2], number
 
 
 def micro_batch(batch_size: int, micro_batch_size: int | None, ranks: int) -> int:
@@ -78,6 +104,22 @@ def _training(config: AutoencoderCommand | TrainCommand) -> None:
     if config.cluster.kind != "local":
         raise UserError(f"cluster={config.cluster.kind}", "is not known", "choose cluster=local")
     micro_batch(config.batch_size, config.micro_batch_size, config.cluster.processes)
+
+
+def _table(config: TableSource) -> None:
+    columns, weights = config.caption_columns, config.caption_weights
+    if not columns or len(set(columns)) != len(columns):
+        raise UserError(
+            f"source.caption_columns={columns}",
+            "is empty or names a column twice",
+            "give each caption column once, as [caption]",
+        )
+    if weights is not None and (len(weights) != len(columns) or not sum(weights)):
+        raise UserError(
+            f"source.caption_weights={weights}",
+            f"does not weigh the {len(columns)} caption columns",
+            "give one number for each, not all of them 0",
+        )
 
 
 def _prompts(prompts: Any) -> None:

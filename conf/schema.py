@@ -71,6 +71,49 @@ class FolderSource(SourceConfig):
 
 
 @dataclass(kw_only=True, slots=True)
+class TableSource(SourceConfig):
+    """A table of images and captions: .csv, .tsv, .jsonl or .parquet."""
+
+    kind: str = setting("which source this is", "table")
+    path: str = setting("URL of the table")
+    image_column: str = setting(
+        "column of the images: paths relative to the table, URLs, or in a .parquet the files' bytes",
+        "image",
+    )
+    caption_columns: list[str] = setting(
+        "columns of the captions; a row's is drawn from those that it has", ["caption"]
+    )
+    caption_weights: list[float] | None = setting(
+        "how often each caption column is drawn, by the row's number alone; null is equally often",
+        None,
+        low=0,
+    )
+
+
+@dataclass(kw_only=True, slots=True)
+class WebDatasetSource(SourceConfig):
+    """WebDataset tars as img2dataset makes them: KEY.jpg, png or webp, KEY.txt and perhaps KEY.json."""
+
+    kind: str = setting("which source this is", "webdataset")
+    path: str = setting("URL of the prefix of the .tar files; read with its subfolders")
+
+
+@dataclass(kw_only=True, slots=True)
+class FilterConfig:
+    """Which of a source's samples are left out; none unless told."""
+
+    min_side: int = setting("least pixels of an image's smaller side; 0 is any", 0, low=0)
+    max_aspect: float | None = setting(
+        "most that the longer side may be, in multiples of the smaller; null is any", None, low=1
+    )
+    fields: list[str] = setting(
+        "bounds on numbers in the samples' json or table, as \"['aesthetic>=5','punsafe<=0.1']\"; "
+        "a sample without the number is left out",
+        [],
+    )
+
+
+@dataclass(kw_only=True, slots=True)
 class AutoencoderConfig:
     """Stage one: images to latents and back."""
 
@@ -280,7 +323,17 @@ class ShardCommand:
     out: str = setting("URL of the dataset to write")
     source: SourceConfig = group(SourceConfig, "where the pairs come from")
     size: int = setting("side of the square images in pixels", 64, low=1)
-    shard_samples: int = setting("samples a shard", 512, low=1)
+    shard_samples: int = setting(
+        "samples a shard; those that are left out or skipped make it smaller", 512, low=1
+    )
+    filter: FilterConfig = group(FilterConfig, "which samples are left out")
+    max_bad_share: float = setting(
+        "share of the samples that may be bad: up to it they are skipped, counted and listed in "
+        "skipped.json, above it the command stops; 0 stops at the first",
+        0.0,
+        low=0,
+        high=1,
+    )
     processes: int = setting("shards made at the same time; 0 is one a core", 0, low=0)
 
 
@@ -404,6 +457,11 @@ COMMANDS: dict[str, type] = {
 }
 
 CHOICES: dict[str, dict[str, type]] = {
-    "source": {"openmoji": OpenMojiSource, "folder": FolderSource},
+    "source": {
+        "openmoji": OpenMojiSource,
+        "folder": FolderSource,
+        "table": TableSource,
+        "webdataset": WebDatasetSource,
+    },
     "autoencoder": {"kl": KLAutoencoderConfig, "trained": TrainedAutoencoderConfig},
 }

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -101,10 +101,25 @@ class Prefix:
         root = self.root.rstrip("/")
         with self.errors("read"):
             found = self.fs.find(root, detail=True)
-        return {
-            path[len(root) + 1 :]: f"{info['size']} {info.get('ETag') or info.get('mtime', '')}"
-            for path, info in found.items()
-        }
+        return {path[len(root) + 1 :]: _version(info) for path, info in found.items()}
+
+    def version(self, name: str) -> str:
+        """What tells one version of a file from another, as `files` has it.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+        """
+        with self.errors("read"):
+            return _version(self.fs.info(self.path(name)))
+
+    def open(self, name: str) -> BinaryIO:
+        """A file to read from, at any place; read it within `errors`.
+
+        Raises:
+            FileNotFoundError: There is none.
+        """
+        with self.errors("read"):
+            return cast(BinaryIO, self.fs.open(self.path(name), "rb"))
 
     def write(self, name: str, content: bytes) -> None:
         """Write a file whole, in the place of any that is there."""
@@ -215,6 +230,10 @@ def open_prefix(url: str, setting: str) -> Prefix:
             f"{setting}={url}", str(error), f"install the package for {scheme}://"
         ) from error
     return Prefix(setting=setting, url=url, fs=fs, root=root)
+
+
+def _version(info: dict[str, Any]) -> str:
+    return f"{info['size']} {info.get('ETag') or info.get('mtime', '')}"
 
 
 def _s3_code(error: OSError) -> str:

@@ -174,7 +174,7 @@ def test_a_list_holds_nothing_but_numbers(item):
         ("train", "engine"),
         ("train", "engine=zero1,zero2"),
         ("train", "experiment=none"),
-        ("shard", "source=table"),
+        ("shard", "source=moon"),
         ("cache", "text_encoder=none"),
     ],
 )

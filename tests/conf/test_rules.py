@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from conf.compose import compose_config
 from conf.enums import EngineKind
 from conf.errors import UserError
-from conf.rules import check, micro_batch
-from conf.schema import KLAutoencoderConfig, TrainedAutoencoderConfig
+from conf.rules import check, field_bound, micro_batch
+from conf.schema import KLAutoencoderConfig, TableSource, TrainedAutoencoderConfig
 from tests.conf.minimum import minimum
 
 COUNTS = [
@@ -40,6 +40,7 @@ COUNTS = [
 ]
 SHARES = [
     ("shard", "source.held_out_share"),
+    ("shard", "max_bad_share"),
     ("train", "diffusion.caption_dropout"),
     ("sample", "sampler.eta"),
 ]
@@ -166,3 +167,49 @@ def test_the_arithmetic_holds_or_names_the_nearest_batch_that_works(batch, micro
     assert works(nearest)
     distance = abs(nearest - batch)
     assert not any(works(size) for size in range(batch - distance + 1, batch + distance))
+
+
+@pytest.mark.parametrize(
+    ("text", "bound"),
+    [
+        ("aesthetic>=5", ("aesthetic", ">=", 5.0)),
+        (" a b <= -1.5e2 ", ("a b", "<=", -150.0)),
+        ("a.b>=0", ("a.b", ">=", 0.0)),
+    ],
+)
+def test_a_bound_is_a_name_a_sign_and_a_number(text, bound):
+    assert field_bound(text) == bound
+
+
+@pytest.mark.parametrize(
+    "text", ["", "a", "a=5", "a>5", "a>=", ">=5", "a>=b", "a>=nan", "a<=inf", "1<=a<=5", "a>==5"]
+)
+def test_what_is_no_bound_is_refused(text):
+    error = _refused(_with("shard", filter__fields=["a>=1", text]))
+    assert error.setting == f"filter.fields={text}" and "NAME>=NUMBER" in error.remedy
+
+
+def test_an_aspect_below_one_is_refused():
+    assert _refused(_with("shard", filter__max_aspect=0.9)).setting == "filter.max_aspect=0.9"
+
+
+@pytest.mark.parametrize(
+    ("columns", "weights", "setting"),
+    [
+        ([], None, "caption_columns"),
+        (["a", "a"], None, "caption_columns"),
+        (["a", "b"], [1.0], "caption_weights"),
+        (["a", "b"], [0.0, 0.0], "caption_weights"),
+        (["a", "b"], [1.0, -1.0], "caption_weights"),
+        (["a", "b"], [1.0, float("nan")], "caption_weights"),
+    ],
+)
+def test_caption_columns_and_weights_that_do_not_fit_are_refused(columns, weights, setting):
+    source = TableSource(path="t.csv", caption_columns=columns, caption_weights=weights)
+    assert _refused(_with("shard", source=source)).setting.startswith(f"source.{setting}=")
+
+
+def test_caption_columns_and_weights_that_fit_are_taken():
+    for weights in (None, [1.0, 0.0]):
+        source = TableSource(path="t.csv", caption_columns=["a", "b"], caption_weights=weights)
+        check(_with("shard", source=source))

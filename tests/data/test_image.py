@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data import image as module
 from data.image import MAX_PIXELS, BadImage, decode_image, encode_png, fit_square
 from tests.helpers.datasets import flip_bit, tiny_image
 
@@ -90,6 +91,29 @@ def test_sixteen_bits_are_scaled_not_clipped():
     assert decoded[0].tolist() == [[value] * 3 for value in (0, 0, 1, 127, 255)]
 
 
+def test_sixteen_bits_of_color_are_scaled():
+    """Pillow cannot write them, so the file is put together here."""
+    pixels = struct.pack(">B6H", 0, 0xFFFF, 0x8000, 255, 256, 0, 0x7FFF)
+    header = struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0)
+    content = b"\x89PNG\r\n\x1a\n"
+    for kind, data in ((b"IHDR", header), (b"IDAT", zlib.compress(pixels)), (b"IEND", b"")):
+        crc = struct.pack(">I", zlib.crc32(kind + data))
+        content += struct.pack(">I", len(data)) + kind + data + crc
+    assert decode_image(content)[0].tolist() == [[255, 128, 0], [1, 0, 127]]
+
+
+def test_a_transparent_gray_of_sixteen_bits_is_white():
+    pixels = np.array([[0x1234, 0x1200]], dtype=np.uint16)
+    content = _encode(Image.fromarray(pixels), transparency=0x1234)
+    assert decode_image(content)[0].tolist() == [[255] * 3, [0x12] * 3]
+
+
+def test_the_first_picture_of_an_animation_is_taken():
+    for format in ("PNG", "WEBP"):
+        options = {"save_all": True, "append_images": [_plain("blue")], "lossless": True}
+        assert decode_image(_encode(_plain("red"), format, **options))[0, 0].tolist() == [255, 0, 0]
+
+
 def test_cmyk_becomes_rgb():
     image = decode_image(_encode(_plain((0, 255, 255, 0), mode="CMYK"), "JPEG"))
     assert np.abs(image.astype(int) - (255, 0, 0)).max() <= 3
@@ -151,6 +175,40 @@ def test_an_image_that_claims_to_be_huge_is_refused_at_once(size):
     with pytest.raises(BadImage):
         decode_image(_png_that_claims(*size))
     assert time.process_time() - start < 0.5
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_every_format_that_claims_to_be_huge_is_refused_at_once():
+    jpeg = bytearray(_encode(_plain("red"), "JPEG"))
+    frame = jpeg.index(b"\xff\xc0")
+    jpeg[frame + 5 : frame + 9] = struct.pack(">HH", 65_500, 65_500)
+    webp = b"RIFF\x1e\0\0\0WEBPVP8X\x0a\0\0\0" + bytes(4) + b"\xff\xff\xff" * 2
+    lossless = bytearray(_encode(_plain("red"), "WEBP", lossless=True))
+    at = lossless.index(b"VP8L") + 9
+    lossless[at : at + 4] = (int.from_bytes(lossless[at : at + 4], "little") | 2**28 - 1).to_bytes(
+        4, "little"
+    )
+    for content in (jpeg, webp, lossless):
+        start = time.process_time()
+        with pytest.raises(BadImage):
+            decode_image(bytes(content))
+        assert time.process_time() - start < 0.5
+
+
+def test_a_file_of_too_many_bytes_is_refused(monkeypatch):
+    content = encode_png(tiny_image(0, 16))
+    monkeypatch.setattr(module, "MAX_BYTES", len(content))
+    assert decode_image(content).shape == (16, 16, 3)
+    with pytest.raises(BadImage, match="more than"):
+        decode_image(content + b"\0")
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"])
+def test_a_reason_is_the_same_in_every_run(content):
+    """It comes into files whose bytes must not depend on where something lay in memory."""
+    with pytest.raises(BadImage) as caught:
+        decode_image(content)
+    assert "0x" not in str(caught.value) and str(caught.value)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # it also says what it thinks of each

@@ -261,3 +261,15 @@ def test_a_scheme_without_its_package_says_what_to_install(monkeypatch):
     assert "gs" in SCHEMES
     error = _refused(open_prefix, "gs://a/b", "out")
     assert (error.setting, error.remedy) == ("out=gs://a/b", "install the package for gs://")
+
+
+def test_a_file_is_opened_at_any_place_and_its_version_is_that_of_the_listing(url):
+    prefix = open_prefix(url, "out")
+    prefix.write("a/b", b"0123456789")
+    with prefix.open("a/b") as file:
+        file.seek(7)
+        assert file.read() == b"789"
+    assert prefix.version("a/b") == prefix.files()["a/b"]
+    for read in (prefix.open, prefix.version):
+        with pytest.raises(FileNotFoundError):
+            read("a/none")

