@@ -51,9 +51,15 @@ class BadSample(UserError):
     """
 
     def __init__(self, setting: str, where: str, kind: str, detail: str = "") -> None:
+        where, detail = _one_line(where), _one_line(detail)
         super().__init__(setting, f"{where}: {detail or kind}", REMEDY)
         self.where, self.kind, self.detail = where, kind, detail
         self.args = (setting, where, kind, detail)  # so that it can be pickled
+
+
+def _one_line(text: str) -> str:
+    """Text that can be printed and written: names in tars and tables may hold anything."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def image_of(content: bytes, setting: str, where: str) -> NDArray[np.uint8]:

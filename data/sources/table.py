@@ -5,6 +5,7 @@ the dataset knows the table by its size and time of change, and images elsewhere
 dataset's fingerprint is what pins those that were read.
 """
 
+import errno
 import hashlib
 import math
 import posixpath
@@ -32,6 +33,8 @@ from data.storage import Prefix, open_prefix
 
 BAD_ROW = "bad row"
 KEY_DIGITS = 9
+# What the system says of a name that can be no file's.
+NO_FILE = (errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 
 
 def table_source(config: TableSource, size: int) -> Source:
@@ -135,7 +138,11 @@ def _image_bytes(cell: Any, prefix: Prefix, setting: str, where: str) -> tuple[b
     except FileNotFoundError as error:
         raise BadSample(setting, where, NO_IMAGE, "there is no such file") from error
     except ValueError as error:
-        raise BadSample(setting, where, BAD_IMAGE, "leads out of the table's folder") from error
+        raise BadSample(setting, where, BAD_IMAGE, "is no path in the table's folder") from error
+    except UserError as error:
+        if getattr(error.__cause__, "errno", None) in NO_FILE:
+            raise BadSample(setting, where, NO_IMAGE, "is no file") from error
+        raise  # the storage is at fault, not the row
 
 
 def _image_elsewhere(url: str, prefix: Prefix, setting: str, where: str) -> bytes:

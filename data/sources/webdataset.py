@@ -104,6 +104,8 @@ def _search(prefix: Prefix, tar: str, setting: str) -> Iterator[tuple[str, Place
         try:
             with tarfile.open(fileobj=file, mode="r:") as archive:
                 for item in archive:
+                    if item.size < 0:  # tarfile would go back, and round for ever
+                        raise _cut(setting, tar, "has a member of a negative size")
                     if not item.isdir():
                         name = posixpath.normpath(item.name)
                         stem, extension = split_name(name)

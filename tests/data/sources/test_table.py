@@ -100,10 +100,15 @@ def test_a_table_may_lie_anywhere(url, tmp_path):
 def test_images_may_lie_at_urls_and_absolute_paths(tmp_path, url):
     tiny_images(tmp_path, 2, 16)
     open_prefix(url, "out").write("below/it.png", encode_png(tiny_image(1, 16)))
-    images = [f"{tmp_path}/000.png", f"file://{tmp_path}/000.png", f"{url}/below/it.png"]
+    images = [
+        f"{tmp_path}/000.png",
+        f"file://{tmp_path}/000.png",
+        "./a/../000.png",
+        f"{url}/below/it.png",
+    ]
     rows = [{"image": image, "caption": "c"} for image in images]
     source = _table(_write(tmp_path / "t.csv", rows))
-    for key, number in zip(source.keys, (0, 0, 1), strict=True):
+    for key, number in zip(source.keys, (0, 0, 0, 1), strict=True):
         assert np.array_equal(source.pair(key).image, tiny_image(number, 16))
 
 
@@ -168,6 +173,10 @@ def test_a_caption_is_drawn_by_key_and_weights_alone():
     share = Counter(drawn)["b"] / 4000
     assert abs(share - 0.75) < 5 * math.sqrt(0.75 * 0.25 / 4000)
     assert "c" not in drawn
+    shares = Counter(choose_caption(["a", "b", "c", "d"], [2, 1, 0, 1], key) for key in keys)
+    assert all(
+        abs(shares[c] / 4000 - s) < 0.035 for c, s in zip("abcd", (0.5, 0.25, 0, 0.25), strict=True)
+    )
 
 
 def test_the_captions_drawn_never_change():
@@ -203,8 +212,14 @@ def test_weights_are_part_of_the_identity(tmp_path):
         ("", "c", "no image", ""),
         (None, "c", "no image", ""),
         (5, "c", "no image", ""),
-        ("../000.png", "c", "bad image", "leads out of the table's folder"),
-        ("a/../../000.png", "c", "bad image", "leads out of the table's folder"),
+        ("../000.png", "c", "bad image", "is no path in the table's folder"),
+        ("a/../../000.png", "c", "bad image", "is no path in the table's folder"),
+        ("\ud800.png", "c", "bad image", "is no path in the table's folder"),
+        ("a\0.png", "c", "bad image", "is no path in the table's folder"),
+        ("a\nb.png", "c", "no image", "there is no such file"),
+        (".", "c", "no image", "is no file"),
+        ("000.png/a", "c", "no image", "is no file"),
+        ("a" * 9999, "c", "no image", "is no file"),
         ("pipe://cat", "c", "no image", "its URL cannot be read"),
         ("s3://key:secret@bucket/a.png", "c", "no image", "its URL cannot be read"),
         ("t.jsonl", "c", "bad image", "is no PNG, JPEG or WebP, or its header is damaged"),

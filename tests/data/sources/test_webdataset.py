@@ -98,6 +98,13 @@ def test_tars_give_their_samples(tmp_path):
     }
 
 
+def test_numbers_that_json_does_not_have_become_null(tmp_path):
+    text = '{"a": 1e999, "b": -1e999, "c": Infinity, "d": 1e9}'
+    source = _one(tmp_path, *_sample(0), ("000000000.json", text))
+    meta = source.pair(source.keys[0]).meta
+    assert [meta[name] for name in "abcd"] == [None, None, None, 1e9]
+
+
 def test_tars_may_lie_anywhere(url, tmp_path):
     folder = tmp_path / "here"
     folder.mkdir()
@@ -217,6 +224,28 @@ def test_a_damaged_header_is_named(tmp_path):
     content[content.index(b"000000001.png")] ^= 1
     (tmp_path / "7.tar").write_bytes(content)
     assert "no end mark" in _refused(tmp_path).wrong
+
+
+@pytest.mark.timeout(20)
+def test_a_member_of_a_negative_size_is_named(tmp_path):
+    """Stock tarfile steps back over it and reads the same headers for ever."""
+    item = tarfile.TarInfo("b.txt")
+    header = bytearray(item.tobuf(tarfile.GNU_FORMAT))
+    header[124:136] = (2**96 - 1536).to_bytes(12, "big")
+    header[148:156] = b" " * 8
+    header[148:156] = f"{sum(header[:512]):06o}\0 ".encode()
+    (tmp_path / "7.tar").write_bytes(_tar(*_sample(0))[:2560] + bytes(header) + bytes(1024))
+    assert "7.tar" in _refused(tmp_path).wrong
+
+
+def test_a_name_of_any_bytes_is_printed_on_one_line(tmp_path):
+    item = tarfile.TarInfo("a\nb\udcff.png")
+    source = _one(tmp_path, *_sample(0), item)
+    (key,) = set(source.keys) - {"00000~2f~000000000"}
+    with pytest.raises(BadSample) as caught:
+        source.pair(key)
+    assert caught.value.where == "00000.tar: a\\nb\\udcff"
+    assert "\n" not in str(caught.value) and str(caught.value).encode()
 
 
 @pytest.mark.parametrize("content", [b"text" * 999, b"\x1f\x8b" + bytes(2000)])
