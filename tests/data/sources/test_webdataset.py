@@ -7,6 +7,7 @@ import pytest
 
 from conf.errors import UserError
 from conf.schema import WebDatasetSource
+from data import storage
 from data.image import encode_png
 from data.sources import BadSample, build_source, webdataset
 from data.storage import open_prefix
@@ -125,6 +126,22 @@ def test_members_of_a_key_need_not_stand_together(tmp_path):
     assert [source.pair(key).caption for key in source.keys] == [f"caption {i}" for i in range(4)]
     for i, key in enumerate(source.keys):
         assert np.array_equal(source.pair(key).image, tiny_image(i, 16))
+
+
+def test_a_sample_is_one_read_and_what_lies_between_far_members_is_not_read(tmp_path, monkeypatch):
+    far = ("000000001.npy", bytes(2**18))
+    source = _one(tmp_path, *_sample(0), *_sample(1)[:1], far, *_sample(1)[1:])
+    read, lengths = storage.Prefix.read_range, []
+
+    def counted(self, name, start, length):
+        lengths.append(length)
+        return read(self, name, start, length)
+
+    monkeypatch.setattr(storage.Prefix, "read_range", counted)
+    for key, reads in zip(source.keys, (1, 2), strict=True):
+        lengths.clear()
+        source.pair(key)
+        assert len(lengths) == reads and sum(lengths) < 2**17
 
 
 def test_names_may_be_spelt_in_other_ways(tmp_path):
