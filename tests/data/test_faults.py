@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 from hypothesis import given
 from hypothesis import strategies as st
 from s3fs import S3FileSystem
@@ -194,11 +195,24 @@ def test_an_answer_that_does_not_come_in_time_is_asked_for_again(proxy, prefix):
     assert proxy.done[Fault.LATE] == 1
 
 
-def test_where_botocore_gives_up_we_go_on(proxy, prefix):
-    prefix.write("a", b"1")
-    proxy.planned.extend([Fault.SLOW_DOWN] * 4)
-    assert prefix.read_range("a", 0, 1) == b"1"
-    assert not proxy.planned
+def test_the_tries_of_s3fs_and_botocore_do_not_multiply(proxy, prefix):
+    proxy.shares = {Fault.SLOW_DOWN: 1.0}
+    with pytest.raises(RunError, match="reduce your request rate"):
+        replace(prefix, patience=replace(HASTY, limit=0.0)).read_range("a", 0, 1)
+    assert proxy.served == 3
+
+
+def test_a_local_file_is_tried_once(tmp_path, monkeypatch):
+    tries = []
+
+    def slow(self, path, **_):
+        tries.append(path)
+        raise TimeoutError("the disk sleeps")
+
+    monkeypatch.setattr(LocalFileSystem, "cat_file", slow)
+    with pytest.raises(UserError, match="the disk sleeps"):
+        open_prefix(str(tmp_path), "data.url").read("a")
+    assert len(tries) == 1
 
 
 def test_what_is_missing_or_denied_is_not_tried_again(proxy, prefix):
