@@ -135,7 +135,7 @@ def persist(
     while True:
         try:
             result = attempt()
-        except (UserError, RunError):  # from an operation within this one, which was persisted in
+        except (UserError, RunError):  # an operation within this one gave up
             raise
         except Exception as error:
             fault = fault_of(error)
