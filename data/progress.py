@@ -11,15 +11,11 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from data.say import say as say
 from data.storage import Prefix
 
 SECONDS_BETWEEN_LINES = 10.0
 SUMMARY = "summary.json"
-
-
-def say(text: str) -> None:
-    """Print one line at once, whatever stands behind standard output."""
-    print(text, flush=True)
 
 
 class Meter:

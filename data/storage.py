@@ -10,17 +10,28 @@ import posixpath
 import re
 import shutil
 import threading
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, TypeVar, cast
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from conf.errors import UserError
+from conf.errors import RunError, UserError
+from data.retry import Patience, ShortBody, persist, reason_of
+from data.s3 import create, error_code, renewal, s3_options, without_own_loop
+
+T = TypeVar("T")
 
 SCHEMES = ("file", "s3", "gs", "hf", "memory", "http", "https")
+PIECE = 32 * 2**20  # bytes; larger files are read in pieces of this size
+PIECES_AT_ONCE = 8
+# Seconds for the first answer of a store: one that never answered has rather a wrong address.
+FIRST_CONTACT = 20.0
+_answered: set[Any] = set()
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +43,14 @@ class Prefix:
         url: The URL as the user gave it.
         fs: The file system.
         root: The folder's path within the file system.
+        patience: How long a remote storage that fails is waited for.
     """
 
     setting: str
     url: str
     fs: Any = field(repr=False, compare=False)
     root: str
+    patience: Patience = field(default=Patience(), repr=False, compare=False)
 
     @property
     def local(self) -> Path | None:
@@ -59,48 +72,94 @@ class Prefix:
         return posixpath.join(self.root, name)
 
     def read(self, name: str) -> bytes:
-        """The whole file.
+        """The whole file, as long as the storage says that it is.
 
         Raises:
             FileNotFoundError: There is none.
         """
-        with self.errors("read"):
-            return cast(bytes, self.fs.cat_file(self.path(name)))
+
+        def attempt() -> bytes:
+            size = self._size(name)
+            if self._s3 and size is not None and size > PIECE:
+                return self._read_pieces(name, size)
+            # Without the limit s3fs would ask for the size once more.
+            single = {"max_concurrency": 1} if self._s3 else {}
+            content = cast(bytes, self.fs.cat_file(self.path(name), **single))
+            if size is not None and len(content) < size:  # longer only if replaced in between
+                raise ShortBody(f"gave {len(content)} of {size} bytes of {name}")
+            return content
+
+        return self._persist("read", attempt)
+
+    def _read_pieces(self, name: str, size: int) -> bytes:
+        """A large file, each piece tried again by itself.
+
+        s3fs does the like, but fills with zeros what a piece lacks.
+        """
+        starts = range(0, size, PIECE)
+        with ThreadPoolExecutor(PIECES_AT_ONCE) as pool:
+            pieces = pool.map(lambda start: self.read_range(name, start, PIECE), starts)
+            content = b"".join(pieces)
+        if len(content) != size:
+            raise ShortBody(f"gave {len(content)} of {size} bytes of {name}")
+        return content
 
     def read_range(self, name: str, start: int, length: int) -> bytes:
         """`length` bytes from `start`; fewer only where the file ends."""
         if length == 0:  # s3fs would read the whole file
             return b""
-        with self.errors("read"):
+
+        def attempt() -> bytes:
             try:
                 content = self.fs.cat_file(self.path(name), start=start, end=start + length)
             except OSError as error:
-                if _s3_code(error) != "InvalidRange":  # S3's word for a start behind the end
+                if error_code(error) != "InvalidRange":  # S3's word for a start behind the end
                     raise
                 content = b""
+            if len(content) > length:
+                raise OSError(
+                    errno.EIO, f"gives {len(content)} bytes where {length} were asked for"
+                )
+            if len(content) < length:
+                size = self._size(name)
+                there = length if size is None else min(length, max(0, size - start))
+                if size is not None and len(content) != there:
+                    raise ShortBody(f"gave {len(content)} of {there} bytes of {name} at {start}")
             return cast(bytes, content)
+
+        return self._persist("read", attempt)
+
+    def _size(self, name: str) -> int | None:
+        """Bytes of a remote file; None where a web server does not tell."""
+        if self.local:
+            return None
+        info = self.fs.info(self.path(name))
+        if info["type"] == "directory":
+            raise FileNotFoundError(self.path(name))
+        return cast(int | None, info["size"])
 
     def exists(self, name: str) -> bool:
         """Whether there is such a file."""
-        with self.errors("read"):
-            return bool(self.fs.exists(self.path(name)))
+        return self._persist("read", lambda: bool(self.fs.exists(self.path(name))))
 
     def names(self, folder: str = "") -> list[str]:
         """Names of the files and folders in `folder`, sorted; none if there is no such folder."""
         path = self.path(folder).rstrip("/")
-        with self.errors("read"):
+
+        def attempt() -> list[str]:
             try:
-                entries = self.fs.ls(path, detail=False, refresh=True)
+                return list(self.fs.ls(path, detail=False, refresh=True))
             except (FileNotFoundError, NotADirectoryError):
                 return []
+
+        entries = self._persist("read", attempt)
         inside = {entry.rstrip("/") for entry in entries} - {path}  # S3 may list a folder in itself
         return sorted(map(posixpath.basename, inside))
 
     def files(self) -> dict[str, str]:
         """Every file in the prefix and below, with what tells one version of it from another."""
         root = self.root.rstrip("/")
-        with self.errors("read"):
-            found = self.fs.find(root, detail=True)
+        found = self._persist("read", lambda: self.fs.find(root, detail=True))
         return {path[len(root) + 1 :]: _version(info) for path, info in found.items()}
 
     def version(self, name: str) -> str:
@@ -109,8 +168,7 @@ class Prefix:
         Raises:
             FileNotFoundError: There is no such file.
         """
-        with self.errors("read"):
-            return _version(self.fs.info(self.path(name)))
+        return self._persist("read", lambda: _version(self.fs.info(self.path(name))))
 
     def open(self, name: str) -> BinaryIO:
         """A file to read from, at any place; read it within `errors`.
@@ -118,17 +176,16 @@ class Prefix:
         Raises:
             FileNotFoundError: There is none.
         """
-        with self.errors("read"):
-            return cast(BinaryIO, self.fs.open(self.path(name), "rb"))
+        return self._persist("read", lambda: cast(BinaryIO, self.fs.open(self.path(name), "rb")))
 
     def write(self, name: str, content: bytes) -> None:
         """Write a file whole, in the place of any that is there."""
-        with self.errors("written"):
-            if self.local:
-                with _whole_file(Path(self.path(name)), content) as written:
-                    written.replace(self.path(name))
-            else:
-                self.fs.pipe_file(self.path(name), content)
+        path = self.path(name)
+        if not self.local:
+            self._persist("written", lambda: self.fs.pipe_file(path, content))
+            return
+        with self.errors("written"), _whole_file(Path(path), content) as written:
+            written.replace(path)
 
     def create(self, name: str, content: bytes) -> None:
         """Write a file whole, only if there is none of that name.
@@ -136,23 +193,48 @@ class Prefix:
         Raises:
             FileExistsError: There is one; it is left as it was.
         """
-        with self.errors("written"):
-            if self.local:
-                with _whole_file(Path(self.path(name)), content) as written:
-                    os.link(written, self.path(name))
-                return
-            try:
-                self.fs.pipe_file(self.path(name), content, mode="create")
-            except OSError as error:
-                # s3fs raises FileExistsError only where the server names the condition.
-                if _s3_code(error) == "PreconditionFailed":
-                    raise FileExistsError(self.path(name)) from error
-                raise
+        path = self.path(name)
+        if self._s3:
+            creator = uuid.uuid4().hex
+            self._persist("written", lambda: create(self.fs, path, content, creator))
+            return
+        if not self.local:  # gcsfs tries again by itself
+            self._persist("written", lambda: self.fs.pipe_file(path, content, mode="create"))
+            return
+        with self.errors("written"), _whole_file(Path(path), content) as written:
+            os.link(written, path)
 
     def remove(self, name: str) -> None:
         """Remove a file, or a folder with everything in it, if it is there."""
-        with self.errors("written"), contextlib.suppress(FileNotFoundError):
-            self.fs.rm(self.path(name), recursive=True)
+        with contextlib.suppress(FileNotFoundError):
+            self._persist("removed", lambda: self.fs.rm(self.path(name), recursive=True))
+
+    @property
+    def _s3(self) -> bool:
+        return "s3" in self.fs.protocol
+
+    def _persist(self, action: str, attempt: Callable[[], T]) -> T:
+        """Run an action on the storage; on a remote one, through its passing faults."""
+        with self.errors(action):
+            if self.local:
+                return attempt()
+            # The clients of other stores renew their tokens by themselves.
+            renew = renewal(self.fs) if self._s3 else lambda: None
+            where = f"{self.setting}={self.url}"
+            if self.fs in _answered:
+                return persist(attempt, renew, where, self.patience)
+            limit = min(self.patience.limit, FIRST_CONTACT)
+            try:
+                result = persist(attempt, renew, where, replace(self.patience, limit=limit))
+            except FileNotFoundError:
+                _answered.add(self.fs)
+                raise
+            except RunError as error:
+                wrong = f"does not answer ({reason_of(error.__cause__ or error)})"
+                remedy = "check the address, the endpoint and that it runs"
+                raise UserError(where, wrong, remedy) from error
+            _answered.add(self.fs)
+            return result
 
     def require_writable(self, num_bytes: int) -> None:
         """Refuse, before any work is done, a prefix that cannot be written or has no room.
@@ -192,10 +274,8 @@ class Prefix:
         remedy = "check the URL, its permissions and your credentials"
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             remedy = "make room or choose another place"
-        reason = (
-            getattr(error, "strerror", None) or str(error) or type(error).__name__
-        ).splitlines()[0]
-        return UserError(f"{self.setting}={self.url}", f"cannot be {action} ({reason})", remedy)
+        wrong = f"cannot be {action} ({reason_of(error)})"
+        return UserError(f"{self.setting}={self.url}", wrong, remedy)
 
 
 def open_prefix(url: str, setting: str) -> Prefix:
@@ -222,24 +302,24 @@ def open_prefix(url: str, setting: str) -> Prefix:
             "holds credentials, which would be kept with the run",
             "give them in the environment (AWS_ACCESS_KEY_ID and so on)",
         )
-    options = {"use_listings_cache": False} if scheme in ("s3", "gs", "hf", "http", "https") else {}
+    options: dict[str, Any] = (
+        {"use_listings_cache": False} if scheme in ("s3", "gs", "hf", "http", "https") else {}
+    )
+    if scheme == "s3":
+        options |= s3_options()
     try:
         fs, root = fsspec.core.url_to_fs(url, **options)
     except ImportError as error:
         raise UserError(
             f"{setting}={url}", str(error), f"install the package for {scheme}://"
         ) from error
+    if scheme == "s3":
+        without_own_loop(fs)
     return Prefix(setting=setting, url=url, fs=fs, root=root)
 
 
 def _version(info: dict[str, Any]) -> str:
     return f"{info['size']} {info.get('ETag') or info.get('mtime', '')}"
-
-
-def _s3_code(error: OSError) -> str:
-    """The code of an S3 server's answer that s3fs made this error of, or an empty string."""
-    response = getattr(error.__cause__, "response", None)
-    return str(response["Error"].get("Code", "")) if isinstance(response, dict) else ""
 
 
 @contextlib.contextmanager
