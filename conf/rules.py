@@ -7,16 +7,8 @@ from typing import Any
 
 from conf.enums import EngineKind
 from conf.errors import UserError
-from conf.schema import (
-    AutoencoderCommand,
-    CacheCommand,
-    KLAutoencoderConfig,
-    SampleCommand,
-    ShardCommand,
-    TableSource,
-    TrainCommand,
-    TrainedAutoencoderConfig,
-)
+from conf.groups import KLAutoencoderConfig, TableSource, TrainedAutoencoderConfig
+from conf.schema import AutoencoderCommand, CacheCommand, SampleCommand, ShardCommand, TrainCommand
 
 
 def check(config: Any) -> None:

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from conf.errors import RunError, UserError
-from conf.schema import FilterConfig, ShardCommand
+from conf.groups import FilterConfig
+from conf.schema import ShardCommand
 from data import manifest
 from data.claim import claim
 from data.image import encode_png

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from conf.errors import UserError
+from conf.groups import FilterConfig
 from conf.rules import field_bound
-from conf.schema import FilterConfig, ShardCommand
+from conf.schema import ShardCommand
 from data.sample import Pair
 from data.sources import BadSample, Source
 from data.storage import Prefix

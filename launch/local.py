@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from conf.errors import UserError
-from conf.schema import ClusterConfig
+from conf.groups import ClusterConfig
 from data.process import die_with
 
 PARENT = "LDM_PARENT_PID"

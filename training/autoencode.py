@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from conf.errors import UserError
-from conf.schema import AutoencoderCommand, KLAutoencoderConfig
+from conf.groups import KLAutoencoderConfig
+from conf.schema import AutoencoderCommand
 from data.loader import image_batches
 from data.manifest import canonical_json, sha256
 from data.sample import ImageBatch

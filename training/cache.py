@@ -9,7 +9,8 @@ import torch
 from numpy.typing import NDArray
 
 from conf.errors import RunError
-from conf.schema import CacheCommand, TrainedAutoencoderConfig
+from conf.groups import TrainedAutoencoderConfig
+from conf.schema import CacheCommand
 from data.loader import dump_array, image_of, read_ahead
 from data.manifest import EMPTY_TEXT, LatentSpec, Manifest, TextSpec, canonical_json, sha256
 from data.progress import Meter, peak_memory, progress, say, write_summary

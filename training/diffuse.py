@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from conf.enums import Precision
 from conf.errors import UserError
-from conf.schema import DiffusionConfig, TextEncoderConfig, TrainCommand, UNetConfig
+from conf.groups import DiffusionConfig, TextEncoderConfig, UNetConfig
+from conf.schema import TrainCommand
 from data.loader import latent_batches, load_array
 from data.manifest import EMPTY_TEXT, LatentSpec, Manifest, sha256
 from data.sample import LatentBatch

@@ -3,7 +3,7 @@
 import math
 
 from conf.enums import Decay
-from conf.schema import OptimizerConfig
+from conf.groups import OptimizerConfig
 
 
 def learning_rate(config: OptimizerConfig, samples_seen: int, total_samples: int) -> float:

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from conf.schema import DiffusionConfig
+from conf.groups import DiffusionConfig
 from data.manifest import LatentSpec
 from data.sample import LatentBatch
 from training.diffusion.loss import diffusion_loss

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from conf.enums import TrackingKind
 from conf.errors import UserError
-from conf.schema import TrackingConfig
+from conf.groups import TrackingConfig
 from data.storage import Prefix
 
 METRICS = "metrics.jsonl"

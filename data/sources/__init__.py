@@ -4,14 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from conf.errors import UserError
-from conf.schema import (
-    CHOICES,
-    FolderSource,
-    OpenMojiSource,
-    SourceConfig,
-    TableSource,
-    WebDatasetSource,
-)
+from conf.groups import FolderSource, OpenMojiSource, SourceConfig, TableSource, WebDatasetSource
+from conf.schema import CHOICES
 from data.sources.base import BadSample, Source
 from data.sources.folder import folder_source
 from data.sources.openmoji import openmoji_source

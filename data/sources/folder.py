@@ -1,7 +1,7 @@
 """Source `folder`: images with captions in .txt files of the same name beside them."""
 
 from conf.errors import UserError
-from conf.schema import FolderSource
+from conf.groups import FolderSource
 from data.image import fit_square
 from data.manifest import canonical_json, sha256
 from data.sample import IMAGE_EXTENSIONS, Pair

@@ -6,7 +6,7 @@ from typing import Any
 
 from conf.enums import Split
 from conf.errors import UserError
-from conf.schema import OpenMojiSource
+from conf.groups import OpenMojiSource
 from data.image import decode_image, fit_square
 from data.sample import Pair
 from data.sources.base import Source

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from conf.errors import UserError
-from conf.schema import TableSource
+from conf.groups import TableSource
 from data.image import fit_square
 from data.sample import Pair
 from data.sources.base import (

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from conf.errors import UserError
-from conf.schema import WebDatasetSource
+from conf.groups import WebDatasetSource
 from data.image import MAX_BYTES, fit_square
 from data.manifest import canonical_json, sha256
 from data.sample import CAPTION, IMAGE_EXTENSIONS, META, Pair

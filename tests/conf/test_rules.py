@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from conf.compose import compose_config
 from conf.enums import EngineKind
 from conf.errors import UserError
+from conf.groups import KLAutoencoderConfig, TableSource, TrainedAutoencoderConfig
 from conf.rules import check, field_bound, micro_batch
-from conf.schema import KLAutoencoderConfig, TableSource, TrainedAutoencoderConfig
 from tests.conf.minimum import minimum
 
 COUNTS = [

@@ -5,13 +5,23 @@ from importlib import resources
 import pytest
 import yaml
 
-from conf import schema
+from conf import enums, groups, schema
 from conf.compose import config_dict
-from conf.schema import CHOICES, COMMANDS, TrainCommand, setting
+from conf.enums import EngineKind
+from conf.groups import DataConfig, EngineConfig, setting
+from conf.schema import CHOICES, COMMANDS, TrainCommand
 
-CLASSES = [thing for thing in vars(schema).values() if isinstance(thing, type)]
-CONFIGS = [thing for thing in CLASSES if is_dataclass(thing)]
-ENUMS = [thing for thing in CLASSES if issubclass(thing, enum.Enum) and thing is not enum.Enum]
+CLASSES = {
+    thing
+    for module in (enums, groups, schema)
+    for thing in vars(module).values()
+    if isinstance(thing, type)
+}
+CONFIGS = sorted((c for c in CLASSES if is_dataclass(c)), key=lambda c: c.__name__)
+ENUMS = sorted(
+    (c for c in CLASSES if issubclass(c, enum.Enum) and c is not enum.Enum),
+    key=lambda c: c.__name__,
+)
 YAML_FILES = sorted(
     str(file.relative_to(resources.files("conf")))
     for file in resources.files("conf").rglob("*.yaml")
@@ -31,7 +41,7 @@ def test_what_help_shows_of_an_enum_is_what_the_command_line_takes(kind):
 
 def test_a_default_list_belongs_to_one_config_alone():
     assert setting("", [1]).default_factory() is not setting("", [1]).default_factory()
-    required = {"out": "a", "data": schema.DataConfig(url="b"), "train": None}
+    required = {"out": "a", "data": DataConfig(url="b"), "train": None}
     first, second = TrainCommand(**required), TrainCommand(**required)
     first.unet.channel_mult.append(9)
     assert 9 not in second.unet.channel_mult
@@ -60,4 +70,4 @@ def test_a_file_names_nothing_that_could_be_built_or_run(file):
 
 
 def test_enums_are_plain_words_in_a_dictionary():
-    assert config_dict(schema.EngineConfig(kind=schema.EngineKind.zero1))["kind"] == "zero1"
+    assert config_dict(EngineConfig(kind=EngineKind.zero1))["kind"] == "zero1"

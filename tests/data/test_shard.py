@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from conf.errors import UserError
-from conf.schema import DatasetConfig, VerifyCommand
+from conf.groups import DatasetConfig
+from conf.schema import VerifyCommand
 from data import shard as module
 from data.image import decode_image, encode_png
 from data.manifest import NAME, parse_manifest, sha256

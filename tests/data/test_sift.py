@@ -5,7 +5,8 @@ import pytest
 from PIL import Image
 
 from conf.errors import UserError
-from conf.schema import DatasetConfig, FilterConfig, VerifyCommand
+from conf.groups import DatasetConfig, FilterConfig
+from conf.schema import VerifyCommand
 from data.image import encode_png
 from data.manifest import NAME
 from data.progress import SUMMARY

@@ -1,7 +1,8 @@
 import pytest
 
 from conf.errors import UserError
-from conf.schema import DatasetConfig, VerifyCommand
+from conf.groups import DatasetConfig
+from conf.schema import VerifyCommand
 from data.manifest import EMPTY_TEXT
 from data.storage import open_prefix
 from data.stream import open_dataset

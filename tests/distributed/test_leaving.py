@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from conf.schema import EngineKind, OptimizerConfig, Precision
+from conf.enums import EngineKind, Precision
+from conf.groups import OptimizerConfig
 from tests.helpers.ranks import run_ranks
 from training.engine.strategy import build_engine
 

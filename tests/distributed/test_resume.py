@@ -7,7 +7,8 @@ from unittest import mock
 import pytest
 import torch.distributed as dist
 
-from conf.schema import EngineKind, OptimizerConfig, Precision, UNetConfig
+from conf.enums import EngineKind, Precision
+from conf.groups import OptimizerConfig, UNetConfig
 from data.storage import open_prefix
 from data.stream import open_dataset
 from tests.helpers.engines import forget_engine, train_in_turn

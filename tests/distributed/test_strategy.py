@@ -8,8 +8,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from conf.enums import EngineKind, Precision
 from conf.errors import UserError
-from conf.schema import EngineKind, OptimizerConfig, Precision
+from conf.groups import OptimizerConfig
 from tests.helpers.engines import forget_engine
 from tests.helpers.ranks import run_ranks
 from training.engine.strategy import Engine, build_engine, flat_partitions

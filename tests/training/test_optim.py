@@ -1,7 +1,7 @@
 import pytest
 
 from conf.enums import Decay
-from conf.schema import OptimizerConfig
+from conf.groups import OptimizerConfig
 from training.optim import learning_rate
 
 

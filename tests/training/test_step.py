@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from conf.schema import DiffusionConfig
+from conf.groups import DiffusionConfig
 from data.manifest import LatentSpec
 from data.sample import LatentBatch
 from training.diffusion.schedule import build_schedule

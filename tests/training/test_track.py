@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from conf.enums import TrackingKind
-from conf.schema import TrackingConfig
+from conf.groups import TrackingConfig
 from data.storage import open_prefix
 from tests.helpers.wandb_file import read_history, read_run_ids
 from training.track import Tracker, read_metrics, wandb_image

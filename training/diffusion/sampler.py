@@ -12,7 +12,7 @@ from torch import Tensor
 
 from conf.enums import Prediction, SamplerKind
 from conf.errors import UserError
-from conf.schema import SamplerConfig
+from conf.groups import SamplerConfig
 from training.diffusion.guidance import guided
 from training.diffusion.prediction import Denoiser, to_x0_and_epsilon
 from training.diffusion.schedule import Schedule

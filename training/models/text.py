@@ -18,7 +18,7 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTo
 from transformers.utils import logging as transformers_logging
 
 from conf.errors import UserError
-from conf.schema import TextEncoderConfig
+from conf.groups import TextEncoderConfig
 
 PACKAGE_SCHEME = "package://"
 FINGERPRINTED_SUFFIXES = {".safetensors", ".json", ".txt", ".model"}  # weights, config, vocabulary

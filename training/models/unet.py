@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from conf.schema import UNetConfig
+from conf.groups import UNetConfig
 from training.models.layers import (
     Downsample,
     ResBlock,

@@ -1,7 +1,7 @@
 import pytest
 
 from conf.errors import UserError
-from conf.schema import SourceConfig
+from conf.groups import SourceConfig
 from data.sources import build_source
 
 

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from conf.errors import UserError
-from conf.schema import FolderSource
+from conf.groups import FolderSource
 from data.image import encode_png
 from data.sources import build_source
 from data.storage import open_prefix

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from emoji import EMOJI_DATA
 
+from conf.enums import Split
 from conf.errors import UserError
-from conf.schema import OpenMojiSource, Split
+from conf.groups import OpenMojiSource
 from data.sources import build_source
 from data.sources.openmoji import emoji_group, is_held_out
 

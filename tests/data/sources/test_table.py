@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from conf.errors import UserError
-from conf.schema import TableSource
+from conf.groups import TableSource
 from data.image import encode_png
 from data.sources import BadSample, build_source
 from data.sources.table import choose_caption

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from conf.errors import UserError
-from conf.schema import WebDatasetSource
+from conf.groups import WebDatasetSource
 from data import storage
 from data.image import encode_png
 from data.sources import BadSample, build_source, webdataset

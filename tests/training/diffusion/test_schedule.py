@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from conf.enums import ScheduleKind
 from conf.errors import UserError
-from conf.schema import DiffusionConfig
+from conf.groups import DiffusionConfig
 from training.diffusion.schedule import add_noise, build_schedule
 
 KINDS = list(ScheduleKind)

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from conf.enums import EngineKind, Precision
 from conf.errors import RunError, UserError
-from conf.schema import EngineKind, OptimizerConfig, Precision
+from conf.groups import OptimizerConfig
 from data.storage import Prefix, open_prefix
 from tests.helpers.engines import forget_engine
 from tests.helpers.latents import adam_moments, assert_equal

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoTokenizer
 
 from conf.errors import UserError
-from conf.schema import TextEncoderConfig
+from conf.groups import TextEncoderConfig
 from training.models.text import (
     TextEncoder,
     fingerprint_folder,

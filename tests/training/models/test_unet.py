@@ -3,7 +3,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from conf.schema import UNetConfig
+from conf.groups import UNetConfig
 from tests.helpers.diffusers_keys import norm_eps, randomize, unet_names
 from training.models.unet import UNet, masked_mean
 

@@ -1,0 +1,307 @@
+"""The groups of settings: each with its type, default, bounds and meaning.
+
+Groups with several choices have a base class and a subclass a choice, told apart by `kind`. Imports no torch.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from conf.enums import (
+    Decay,
+    EngineKind,
+    Precision,
+    Prediction,
+    SamplerKind,
+    ScheduleKind,
+    Split,
+    TrackingKind,
+)
+
+
+def setting(
+    doc: str, default: Any = "???", low: float | None = None, high: float | None = None
+) -> Any:
+    """A field with its meaning, for `--help`, and the bounds of a number or of each number in a list.
+
+    `???` is OmegaConf's mark for a value that the user must give.
+    """
+    metadata = {"doc": doc, "low": low, "high": high}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def group(config: type, doc: str) -> Any:
+    """A nested group of settings, with its defaults."""
+    return field(default_factory=config, metadata={"doc": doc})
+
+
+@dataclass(kw_only=True, slots=True)
+class SourceConfig:
+    """Where image-caption pairs come from."""
+
+    kind: str = setting("which source this is")
+
+
+@dataclass(kw_only=True, slots=True)
+class OpenMojiSource(SourceConfig):
+    """OpenMoji's colour emoji, rasterised; captions are the names of the `emoji` package."""
+
+    kind: str = setting("which source this is", "openmoji")
+    split: Split = setting(
+        "train, held_out (no emoji of it, in any skin tone, is in train) or all", Split.all
+    )
+    held_out_share: float = setting(
+        "share of the emoji that are held out, skin tones counted as one", 0.1, low=0, high=1
+    )
+
+
+@dataclass(kw_only=True, slots=True)
+class FolderSource(SourceConfig):
+    """A folder of images with captions in .txt files of the same name beside them."""
+
+    kind: str = setting("which source this is", "folder")
+    path: str = setting("URL of the folder; read with its subfolders")
+
+
+@dataclass(kw_only=True, slots=True)
+class TableSource(SourceConfig):
+    """A table of images and captions: .csv, .tsv, .jsonl or .parquet."""
+
+    kind: str = setting("which source this is", "table")
+    path: str = setting("URL of the table")
+    image_column: str = setting(
+        "column of the images: paths relative to the table, URLs, or in a .parquet the files' bytes",
+        "image",
+    )
+    caption_columns: list[str] = setting(
+        "columns of the captions; a row's is drawn from those that it has", ["caption"]
+    )
+    caption_weights: list[float] | None = setting(
+        "how often each caption column is drawn, by the row's number alone; null is equally often",
+        None,
+        low=0,
+    )
+
+
+@dataclass(kw_only=True, slots=True)
+class WebDatasetSource(SourceConfig):
+    """WebDataset tars as img2dataset makes them: KEY.jpg, png or webp, KEY.txt and perhaps KEY.json."""
+
+    kind: str = setting("which source this is", "webdataset")
+    path: str = setting("URL of the prefix of the .tar files; read with its subfolders")
+
+
+@dataclass(kw_only=True, slots=True)
+class FilterConfig:
+    """Which of a source's samples are left out; none unless told."""
+
+    min_side: int = setting("least pixels of an image's smaller side; 0 is any", 0, low=0)
+    max_aspect: float | None = setting(
+        "most that the longer side may be, in multiples of the smaller; null is any", None, low=1
+    )
+    fields: list[str] = setting(
+        "bounds on numbers in the samples' json or table, as \"['aesthetic>=5','punsafe<=0.1']\"; "
+        "a sample without the number is left out",
+        [],
+    )
+
+
+@dataclass(kw_only=True, slots=True)
+class AutoencoderConfig:
+    """Stage one: images to latents and back."""
+
+    kind: str = setting("which autoencoder this is")
+
+
+@dataclass(kw_only=True, slots=True)
+class KLAutoencoderConfig(AutoencoderConfig):
+    """The KL autoencoder of Rombach et al. 2022, to be trained."""
+
+    kind: str = setting("which autoencoder this is", "kl")
+    latent_channels: int = setting("channels of a latent", 4, low=1)
+    channels: int = setting("channels of the first level", 128, low=1)
+    channel_mult: list[int] = setting(
+        "channels of each level, in multiples of the first; each but the last halves the size",
+        [1, 2, 4, 4],
+        low=1,
+    )
+    res_blocks: int = setting(
+        "residual blocks a level in the encoder; the decoder has one more", 2, low=1
+    )
+    attention: bool = setting("self-attention in the middle block", True)
+    patch_size: int = setting(
+        "pixels to a side that the first layer folds into channels; 1 is the paper's", 1, low=1
+    )
+    linear_shortcut: bool = setting(
+        "a linear map from patches to moments and back beside the network", False
+    )
+    norm_groups: int = setting("groups of every GroupNorm", 32, low=1)
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainedAutoencoderConfig(AutoencoderConfig):
+    """An autoencoder that `ldm autoencoder` has trained."""
+
+    kind: str = setting("which autoencoder this is", "trained")
+    url: str = setting("URL of the `ldm autoencoder` run")
+
+
+@dataclass(kw_only=True, slots=True)
+class TextEncoderConfig:
+    """A transformers text encoder in a local folder, used token by token."""
+
+    path: str = setting(
+        "folder, or package://NAME/FOLDER for one that an installed Python package ships"
+    )
+    max_length: int = setting(
+        "longest caption in tokens; longer ones are cut and counted", 77, low=1
+    )
+
+
+@dataclass(kw_only=True, slots=True)
+class UNetConfig:
+    """The denoiser: the text-conditional UNet of Rombach et al. 2022."""
+
+    channels: int = setting("channels of the first level", 320, low=1)
+    channel_mult: list[int] = setting(
+        "channels of each level, in multiples of the first", [1, 2, 4, 4], low=1
+    )
+    res_blocks: int = setting(
+        "residual blocks a level on the way down; one more on the way up", 2, low=1
+    )
+    attention_levels: list[int] = setting(
+        "levels, from 0, that have self- and cross-attention", [0, 1, 2], low=0
+    )
+    transformer_depth: int = setting("transformer blocks after each residual block", 1, low=1)
+    head_channels: int = setting("channels of one attention head", 64, low=1)
+    norm_groups: int = setting("groups of every GroupNorm", 32, low=1)
+    dropout: float = setting("dropout in the residual blocks", 0.0, low=0, high=0.99)
+    pooled_text: bool = setting(
+        "add the mean of the text embeddings to the timestep embedding", False
+    )
+
+
+@dataclass(kw_only=True, slots=True)
+class DiffusionConfig:
+    """The forward process and what the denoiser predicts."""
+
+    schedule: ScheduleKind = setting("noise schedule", ScheduleKind.scaled_linear)
+    num_timesteps: int = setting("timesteps of the discrete process", 1000, low=1)
+    beta_start: float = setting("first beta of the linear schedules", 0.00085, low=1e-09, high=1)
+    beta_end: float = setting("last beta of the linear schedules", 0.012, low=1e-09, high=1)
+    prediction: Prediction = setting("what the denoiser predicts", Prediction.epsilon)
+    caption_dropout: float = setting(
+        "share of captions replaced by the empty one in training", 0.1, low=0, high=1
+    )
+
+
+@dataclass(kw_only=True, slots=True)
+class SamplerConfig:
+    """From noise to latents."""
+
+    kind: SamplerKind = setting("ddim or ddpm", SamplerKind.ddim)
+    steps: int = setting("denoiser evaluations", 50, low=1)
+    guidance_scale: float = setting("classifier-free guidance; 1 is none", 7.5, low=0)
+    eta: float = setting("DDIM's noise: 0 is deterministic, 1 is DDPM's", 0.0, low=0, high=1)
+
+
+@dataclass(kw_only=True, slots=True)
+class OptimizerConfig:
+    """AdamW with a learning rate that is a function of the samples seen."""
+
+    lr: float = setting("peak learning rate", 1e-4, low=1e-12)
+    betas: list[float] = setting(
+        "decay of the first and second moments", [0.9, 0.999], low=0, high=0.999999
+    )
+    eps: float = setting("added to the denominator", 1e-8, low=0)
+    weight_decay: float = setting("decoupled weight decay", 0.01, low=0)
+    warmup_samples: int = setting(
+        "samples over which the learning rate rises from 0", 10_000, low=0
+    )
+    decay: Decay = setting("what follows the warm-up", Decay.constant)
+    clip_norm: float = setting(
+        "gradients are scaled down to this global norm; 0 is off", 1.0, low=0
+    )
+
+
+@dataclass(kw_only=True, slots=True)
+class EngineConfig:
+    """How training is spread over ranks."""
+
+    kind: EngineKind = setting("single, ddp, or DeepSpeed's zero1 and zero2", EngineKind.single)
+    precision: Precision = setting(
+        "bf16 autocasts the forward pass; weights and optimizer stay fp32", Precision.bf16
+    )
+
+
+@dataclass(kw_only=True, slots=True)
+class ClusterConfig:
+    """Where the command runs."""
+
+    kind: str = setting("local: processes on this machine", "local")
+    processes: int = setting("ranks to start", 1, low=1)
+    port: int = setting("port of the rendezvous; 0 takes a free one", 0, low=0, high=65535)
+
+
+@dataclass(kw_only=True, slots=True)
+class CheckpointConfig:
+    """When the state of a run is kept."""
+
+    every_samples: int = setting("samples between checkpoints", 100_000, low=1)
+    keep_last: int = setting("checkpoints kept; older ones are removed", 2, low=1)
+
+
+@dataclass(kw_only=True, slots=True)
+class TrackingConfig:
+    """The record in Weights & Biases."""
+
+    kind: TrackingKind = setting(
+        "offline writes a W&B run to disk, online sends it, off leaves only metrics.jsonl",
+        TrackingKind.offline,
+    )
+    project: str = setting("W&B project", "latent-foundry")
+
+
+@dataclass(kw_only=True, slots=True)
+class MetricsConfig(TrackingConfig):
+    """The record of a training: metrics.jsonl always, Weights & Biases beside it."""
+
+    log_every_samples: int = setting("samples between two lines of metrics", 1000, low=1)
+
+
+@dataclass(kw_only=True, slots=True)
+class DatasetConfig:
+    """A dataset that a command reads."""
+
+    url: str = setting("URL of the dataset")
+
+
+@dataclass(kw_only=True, slots=True)
+class ReadingConfig(DatasetConfig):
+    """A dataset that is read while something is computed."""
+
+    threads: int = setting("reading threads of a rank", 2, low=1, high=64)
+
+
+@dataclass(kw_only=True, slots=True)
+class DataConfig(ReadingConfig):
+    """A dataset that is trained on, in an order of its own every epoch."""
+
+    seed: int = setting("seed of the order of samples", 0, low=0, high=4611686018427387904)
+    block_shards: int = setting("shards whose samples are shuffled together", 16, low=1, high=32)
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainingConfig:
+    """How long and from what seed."""
+
+    samples: int = setting("samples to train on, counted over all ranks and epochs", low=1)
+    seed: int = setting(
+        "seed of weights, noise, timesteps and caption dropout", 0, low=0, high=4611686018427387904
+    )
+    ema_half_life: int = setting(
+        "half-life of the averaged weights in samples; at most a tenth of the samples seen so far",
+        500_000,
+        low=1,
+    )
