@@ -109,6 +109,11 @@ def fault_of(error: BaseException) -> Fault:
     return Fault.PASSING if passing else Fault.LASTING
 
 
+def is_answer(error: BaseException) -> bool:
+    """Whether a store has said so itself, and not the network between."""
+    return isinstance(error, ShortBody) or _answer(error)[0] > 0
+
+
 def reason_of(error: BaseException) -> str:
     """An error in one line."""
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -16,12 +16,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
+from urllib.parse import urlsplit
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from conf.errors import RunError, UserError
-from data.retry import Patience, ShortBody, persist, reason_of
+from data.retry import Patience, ShortBody, is_answer, persist, reason_of
 from data.s3 import create, error_code, renewal, s3_options, without_own_loop
 
 T = TypeVar("T")
@@ -210,6 +211,11 @@ class Prefix:
             self._persist("removed", lambda: self.fs.rm(self.path(name), recursive=True))
 
     @property
+    def _store(self) -> tuple[Any, str]:
+        """What answers or does not: one web file system is of many hosts."""
+        return self.fs, urlsplit(self.url).netloc
+
+    @property
     def _s3(self) -> bool:
         return "s3" in self.fs.protocol
 
@@ -221,20 +227,32 @@ class Prefix:
             # The clients of other stores renew their tokens by themselves.
             renew = renewal(self.fs) if self._s3 else lambda: None
             where = f"{self.setting}={self.url}"
-            if self.fs in _answered:
-                return persist(attempt, renew, where, self.patience)
-            limit = min(self.patience.limit, FIRST_CONTACT)
+            known = self._store in _answered
+            limit = self.patience.limit if known else min(self.patience.limit, FIRST_CONTACT)
             try:
-                result = persist(attempt, renew, where, replace(self.patience, limit=limit))
-            except FileNotFoundError:
-                _answered.add(self.fs)
-                raise
+                return persist(
+                    lambda: self._noting_answers(attempt),
+                    renew,
+                    where,
+                    replace(self.patience, limit=limit),
+                )
             except RunError as error:
+                if self._store in _answered:
+                    raise
                 wrong = f"does not answer ({reason_of(error.__cause__ or error)})"
                 remedy = "check the address, the endpoint and that it runs"
                 raise UserError(where, wrong, remedy) from error
-            _answered.add(self.fs)
-            return result
+
+    def _noting_answers(self, attempt: Callable[[], T]) -> T:
+        """Run an attempt, and remember a store that answers it, if only with a fault."""
+        try:
+            result = attempt()
+        except Exception as error:
+            if isinstance(error, FileNotFoundError) or is_answer(error):
+                _answered.add(self._store)
+            raise
+        _answered.add(self._store)
+        return result
 
     def require_writable(self, num_bytes: int) -> None:
         """Refuse, before any work is done, a prefix that cannot be written or has no room.

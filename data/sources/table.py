@@ -10,11 +10,13 @@ import hashlib
 import math
 import posixpath
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from conf.errors import UserError
+from conf.errors import RunError, UserError
 from conf.groups import TableSource
 from data.image import fit_square
+from data.retry import Patience
 from data.sample import Pair
 from data.sources.base import (
     BAD_CAPTION,
@@ -33,6 +35,8 @@ from data.storage import Prefix, open_prefix
 
 BAD_ROW = "bad row"
 KEY_DIGITS = 9
+# Links die one by one: none is waited for as a store of our own is.
+OF_A_LINK = Patience(limit=2.0)
 # What the system says of a name that can be no file's.
 NO_FILE = (errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 
@@ -155,10 +159,11 @@ def _image_elsewhere(url: str, prefix: Prefix, setting: str, where: str) -> byte
         raise BadSample(setting, where, BAD_IMAGE, "a table from elsewhere names a local file")
     folder, name = _split(url)
     try:
-        return read_capped(open_prefix(folder, "source.path"), name)
+        elsewhere = replace(open_prefix(folder, "source.path"), patience=OF_A_LINK)
+        return read_capped(elsewhere, name)
     except FileNotFoundError as error:
         raise BadSample(setting, where, NO_IMAGE, "there is no file at its URL") from error
-    except (UserError, ValueError) as error:
+    except (UserError, RunError, ValueError) as error:
         raise BadSample(setting, where, NO_IMAGE, "its URL cannot be read") from error
 
 
