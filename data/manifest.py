@@ -2,13 +2,14 @@
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from conf.errors import UserError
 from data.storage import Prefix
 
-FORMAT = 1
+FORMAT = 2
 NAME = "manifest.json"
 
 
@@ -24,18 +25,28 @@ def canonical_json(value: Any) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One shard as the manifest pins it."""
+    """One shard as the manifest pins it.
+
+    Args:
+        name: Unique in the dataset.
+        tar: Name of the tar within the dataset, or within `Manifest.tars`.
+        buckets: How many of its samples are in each of the dataset's buckets.
+        bytes: Of the tar.
+        sha256: Of the tar.
+        index_sha256: Of the index.
+    """
 
     name: str
-    samples: int
+    tar: str
+    buckets: tuple[int, ...]
     bytes: int
     sha256: str
     index_sha256: str
 
     @property
-    def tar(self) -> str:
-        """Name of the tar within the dataset."""
-        return f"shards/{self.name}.tar"
+    def samples(self) -> int:
+        """Samples over all buckets."""
+        return sum(self.buckets)
 
     @property
     def index(self) -> str:
@@ -52,7 +63,7 @@ class LatentSpec:
 
     Args:
         channels: Latent channels C; the stored moments have 2C.
-        size: Height and width of a latent.
+        size: Height and width of a latent of the square bucket.
         downsampling: Pixels to a side of one latent pixel.
         dtype: Number format in the shards.
         autoencoder: Fingerprint of the autoencoder's weights.
@@ -95,12 +106,18 @@ class TextSpec:
 EMPTY_TEXT = "empty.text.npy"
 
 
+def square_side(buckets: Iterable[tuple[int, int]]) -> int:
+    """Side of the square bucket; every dataset that we make has one."""
+    return next(height for height, width in buckets if height == width)
+
+
 @dataclass(frozen=True, slots=True)
 class Manifest:
     """A dataset.
 
     Args:
         kind: `images` or `latents`.
+        buckets: Height and width in pixels that images have, or that latents were made of.
         members: Extensions of a sample's members, in the order of the index's columns.
         shards: The shards, in order.
         identity: Hash of what the dataset was asked to be: source, settings, parents. Known before
@@ -109,10 +126,13 @@ class Manifest:
         parent: Fingerprint of the dataset that this one was made from.
         latents: For latents, what the moments mean.
         text: For latents, what the text embeddings mean.
+        tars: URL of the prefix that holds the tars, where they are somebody else's and were only
+            indexed. No part of the fingerprint: the same tars elsewhere are the same dataset.
         origins: URLs of what it was made from, as hints; they carry no weight in the fingerprint.
     """
 
     kind: str
+    buckets: tuple[tuple[int, int], ...]
     members: tuple[str, ...]
     shards: tuple[Shard, ...]
     identity: str
@@ -120,6 +140,7 @@ class Manifest:
     parent: str | None = None
     latents: LatentSpec | None = None
     text: TextSpec | None = None
+    tars: str | None = None
     origins: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -131,7 +152,7 @@ class Manifest:
     def fingerprint(self) -> str:
         """Hash of the content: every shard's hash and what the numbers mean, but no URL."""
         content = asdict(self)
-        for hint in ("origins", "settings", "identity"):
+        for hint in ("origins", "settings", "identity", "tars"):
             del content[hint]
         return sha256(canonical_json({"format": FORMAT, **content}))
 
@@ -144,6 +165,11 @@ class Manifest:
             **asdict(self),
         }
         return json.dumps(content, indent=1, ensure_ascii=False).encode() + b"\n"
+
+
+def parse_shard(raw: dict[str, Any]) -> Shard:
+    """A shard's record, from JSON."""
+    return Shard(**{**raw, "buckets": tuple(raw["buckets"])})
 
 
 def parse_manifest(content: bytes, where: str) -> Manifest:
@@ -161,13 +187,15 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
             )
         manifest = Manifest(
             kind=raw["kind"],
+            buckets=tuple((int(height), int(width)) for height, width in raw["buckets"]),
             members=tuple(raw["members"]),
-            shards=tuple(Shard(**shard) for shard in raw["shards"]),
+            shards=tuple(parse_shard(shard) for shard in raw["shards"]),
             identity=raw["identity"],
             settings=raw["settings"],
             parent=raw["parent"],
             latents=_spec(LatentSpec, raw["latents"]),
             text=_spec(TextSpec, raw["text"]),
+            tars=raw["tars"],
             origins=raw["origins"],
         )
         fingerprint = raw["fingerprint"]

@@ -32,10 +32,17 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class RawSample:
-    """The members of one sample as they lie in the tar: extension to bytes."""
+    """The members of one sample as they lie in the tar: extension to bytes.
+
+    Args:
+        key: The sample's key.
+        members: Extension to bytes.
+        bucket: Number of the dataset's bucket that its image or latent has the size of.
+    """
 
     key: str
     members: dict[str, bytes]
+    bucket: int = 0
 
 
 @dataclass(frozen=True, slots=True)

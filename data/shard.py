@@ -22,7 +22,7 @@ from conf.schema import ShardCommand
 from data import manifest
 from data.claim import claim
 from data.image import encode_png
-from data.manifest import Manifest, Shard, canonical_json, parse_manifest, sha256
+from data.manifest import Manifest, Shard, canonical_json, parse_manifest, parse_shard, sha256
 from data.process import die_with
 from data.progress import peak_memory, progress, say, write_summary
 from data.sample import CAPTION, META, RawSample
@@ -72,14 +72,28 @@ def begin_dataset(out: Prefix, settings: dict[str, Any], num_bytes: int = 0) -> 
 
 
 def commit_shard(
-    out: Prefix, name: str, samples: Iterable[RawSample], members: tuple[str, ...], **extra: Any
+    out: Prefix,
+    name: str,
+    samples: Iterable[RawSample],
+    members: tuple[str, ...],
+    num_buckets: int,
+    **extra: Any,
 ) -> ShardEntry:
     """Write a shard, its index and, last, the entry that says that both are whole."""
+    samples = list(samples)
     content = write_tar(samples)
     index = index_tar(content, members, name)
+    index["bucket"] = [sample.bucket for sample in samples]
     buffer = io.BytesIO()
     np.save(buffer, index, allow_pickle=False)
-    shard = Shard(name, len(index), len(content), sha256(content), sha256(buffer.getvalue()))
+    shard = Shard(
+        name=name,
+        tar=f"shards/{name}.tar",
+        buckets=tuple(np.bincount(index["bucket"], minlength=num_buckets).tolist()),
+        bytes=len(content),
+        sha256=sha256(content),
+        index_sha256=sha256(buffer.getvalue()),
+    )
     if len(index):  # a shard of which nothing is left is not listed in the manifest
         out.write(shard.tar, content)
         out.write(shard.index, buffer.getvalue())
@@ -93,7 +107,7 @@ def finished_shard(out: Prefix, name: str) -> ShardEntry | None:
         raw = json.loads(out.read(_entry_name(name)))
     except FileNotFoundError:
         return None
-    return ShardEntry(Shard(**raw["shard"]), raw["extra"])
+    return ShardEntry(parse_shard(raw["shard"]), raw["extra"])
 
 
 def commit_dataset(out: Prefix, finished: Manifest) -> None:
@@ -143,6 +157,7 @@ def make_dataset(config: ShardCommand) -> Manifest:
         out.write(SKIPPED, json.dumps(skipped.to_dict(), indent=1, sort_keys=True).encode() + b"\n")
     finished = Manifest(
         kind="images",
+        buckets=((config.size, config.size),),
         members=IMAGE_MEMBERS,
         shards=shards,
         identity=sha256(canonical_json(settings)),
@@ -253,7 +268,7 @@ def _make_shard(config: ShardCommand, task: ShardTask) -> ShardEntry:
         for pair in sift(source, task.keys, config, skipped)
     ]
     out = open_prefix(config.out, "out")
-    return commit_shard(out, task.name, samples, IMAGE_MEMBERS, **skipped.to_dict())
+    return commit_shard(out, task.name, samples, IMAGE_MEMBERS, 1, **skipped.to_dict())
 
 
 def _entry_name(name: str) -> str:

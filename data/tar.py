@@ -2,11 +2,11 @@
 
 import io
 import tarfile
-import zlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+from isal.isal_zlib import crc32  # zlib's CRC-32, five times as fast
 from numpy.typing import NDArray
 
 from conf.errors import RunError
@@ -18,10 +18,11 @@ class CorruptShard(RunError):
 
 
 def index_dtype(key_bytes: int, num_members: int) -> np.dtype[Any]:
-    """A row a sample: key, and each member's offset, length (-1: none) and CRC-32."""
+    """A row a sample: key, bucket, and each member's offset, length (-1: none) and CRC-32."""
     return np.dtype(
         [
             ("key", f"S{key_bytes}"),
+            ("bucket", "<u2"),
             ("offset", "<u8", (num_members,)),
             ("length", "<i8", (num_members,)),
             ("crc32", "<u4", (num_members,)),
@@ -76,7 +77,7 @@ def index_tar(content: bytes, members: Sequence[str], name: str) -> NDArray[np.v
                 payload = content[item.offset_data : item.offset_data + item.size]
                 if len(payload) != item.size or extension in found.get(key, {}):
                     raise CorruptShard(f"{name}: {item.name!r} is cut or comes twice")
-                place = (item.offset_data, item.size, zlib.crc32(payload))
+                place = (item.offset_data, item.size, crc32(payload))
                 found.setdefault(key, {})[extension] = place
             end = archive.offset
         keys = [key.encode() for key in found]
@@ -118,7 +119,7 @@ def read_member(
     if length < 0:
         return None
     payload = bytes(window[offset - window_start : offset - window_start + length])
-    if len(payload) != length or zlib.crc32(payload) != int(row["crc32"][column]):
+    if len(payload) != length or crc32(payload) != int(row["crc32"][column]):
         raise CorruptShard(
             f"{where}: bytes {offset} to {offset + length} are not those of the index"
         )

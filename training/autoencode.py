@@ -1,6 +1,6 @@
 """`ldm autoencoder`: trains stage one, and loads what it has trained."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
@@ -33,15 +33,14 @@ def train_autoencoder(config: AutoencoderCommand) -> None:
     assert isinstance(config.autoencoder, KLAutoencoderConfig)
     torch.manual_seed(config.train.seed)
     model = build_autoencoder(config.autoencoder)
-    check_size(model, data.manifest.settings.get("size"), config.data.url)
+    check_size(model, data.manifest.buckets, config.data.url)
     latent_channels = config.autoencoder.latent_channels
 
     def losses(wrapped: nn.Module, batch: ImageBatch, device: torch.device) -> Mapping[str, Tensor]:
         images = to_images(batch.images, device)
-        side = images.shape[-1] // model.downsampling
-        noise = normal(
-            config.train.seed, batch.places, Purpose.posterior, (latent_channels, side, side)
-        )
+        height, width = (side // model.downsampling for side in images.shape[-2:])
+        shape = (latent_channels, height, width)
+        noise = normal(config.train.seed, batch.places, Purpose.posterior, shape)
         restored, moments = wrapped(images, noise.to(device))
         reconstruction = (restored.float() - images).abs().flatten(1).mean(1)
         divergence = kl_divergence(moments)
@@ -99,18 +98,20 @@ def load_trained_autoencoder(url: str, setting: str) -> tuple[KLAutoencoder, str
     return model.to(memory_format=torch.channels_last), sha256(canonical_json(identity))
 
 
-def check_size(model: KLAutoencoder, size: int | None, url: str) -> None:
+def check_size(model: KLAutoencoder, buckets: Iterable[tuple[int, int]], url: str) -> None:
     """Refuse images that the autoencoder cannot halve as often as it has to.
 
     Raises:
         UserError: The size is not a multiple of the downsampling factor.
     """
-    if size is not None and size % model.downsampling:
-        raise UserError(
-            f"data.url={url}",
-            f"has images of {size} pixels, and the autoencoder divides by {model.downsampling}",
-            f"shard again with a size that is a multiple of {model.downsampling}",
-        )
+    factor = model.downsampling
+    for height, width in buckets:
+        if height % factor or width % factor:
+            raise UserError(
+                f"data.url={url}",
+                f"has images of {height}x{width} pixels, and the autoencoder divides by {factor}",
+                f"shard again with a size that is a multiple of {factor}",
+            )
 
 
 def to_images(pixels: NDArray[np.uint8], device: torch.device) -> Tensor:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,15 @@ from conf.errors import RunError
 from conf.groups import TrainedAutoencoderConfig
 from conf.schema import CacheCommand
 from data.loader import dump_array, image_of, read_ahead
-from data.manifest import EMPTY_TEXT, LatentSpec, Manifest, TextSpec, canonical_json, sha256
+from data.manifest import (
+    EMPTY_TEXT,
+    LatentSpec,
+    Manifest,
+    TextSpec,
+    canonical_json,
+    sha256,
+    square_side,
+)
 from data.progress import Meter, peak_memory, progress, say, write_summary
 from data.sample import CAPTION, META, MOMENTS, TEXT, RawSample
 from data.shard import ShardEntry, begin_dataset, commit_dataset, commit_shard, finished_shard
@@ -83,7 +92,7 @@ def make_cache(config: CacheCommand) -> Manifest:
     out = open_prefix(config.out, "out")
     assert isinstance(config.autoencoder, TrainedAutoencoderConfig)
     autoencoder, fingerprint = load_trained_autoencoder(config.autoencoder.url, "autoencoder.url")
-    check_size(autoencoder, data.manifest.settings.get("size"), config.data.url)
+    check_size(autoencoder, data.manifest.buckets, config.data.url)
     encoder = Encoder(autoencoder, load_text_encoder(config.text_encoder), config.dtype.value)
     settings = {
         "kind": "latents",
@@ -103,6 +112,7 @@ def make_cache(config: CacheCommand) -> Manifest:
     out.write(EMPTY_TEXT, empty)
     manifest = Manifest(
         kind="latents",
+        buckets=data.manifest.buckets,
         members=MEMBERS,
         shards=tuple(entry.shard for entry in entries),
         identity=sha256(canonical_json(settings)),
@@ -127,8 +137,9 @@ def make_cache(config: CacheCommand) -> Manifest:
 
 def _bytes_of_sample(encoder: Encoder, data: Dataset) -> int:
     """The most that a sample takes: its caption as long as it may be, and 2 kB of headers."""
-    side = data.manifest.settings["size"] // encoder.autoencoder.downsampling
-    moments = encoder.autoencoder.quant_conv.out_channels * side**2
+    pixels = max(height * width for height, width in data.manifest.buckets)
+    pixels_of_one = encoder.autoencoder.downsampling**2
+    moments = encoder.autoencoder.quant_conv.out_channels * pixels // pixels_of_one
     text = encoder.text_encoder.max_length * encoder.text_encoder.width
     return (moments + text) * encoder.dtype.itemsize + 2048
 
@@ -160,16 +171,17 @@ def _encode_shard(
     shard = data.manifest.shards[number]
 
     def samples() -> Iterator[RawSample]:
-        step = config.micro_batch_size
-        rows = [range(i, min(i + step, shard.samples)) for i in range(0, shard.samples, step)]
-        jobs = (lambda part=part: _read(data, number, part) for part in rows)
+        jobs = (
+            lambda rows=rows: _read(data, number, rows)
+            for rows in _micro_batches(data.index(number)["bucket"], config.micro_batch_size)
+        )
         for raw, images in read_ahead(jobs, config.data.threads):
             moments = encoder.moments(images)
             statistics.add(moments)
             texts = encoder.texts([sample.members[CAPTION].decode() for sample in raw])
             for sample, moment, text in zip(raw, moments, texts, strict=True):
                 members = {MOMENTS: dump_array(moment), TEXT: dump_array(text)}
-                yield RawSample(sample.key, {**members, META: sample.members[META]})
+                yield replace(sample, members={**members, META: sample.members[META]})
             meter.advance(len(raw))
 
     encoded = list(samples())
@@ -178,12 +190,19 @@ def _encode_shard(
         shard.name,
         encoded,
         MEMBERS,
+        len(data.manifest.buckets),
         **statistics.to_json(),
         truncated=encoder.truncated - truncated_before,
     )
 
 
-def _read(data: Dataset, shard: int, rows: range) -> tuple[list[RawSample], NDArray[np.uint8]]:
+def _micro_batches(buckets: NDArray[np.uint16], most: int) -> list[list[int]]:
+    """The rows of a shard, bucket by bucket, so that images encoded at once have one size."""
+    parts = [np.flatnonzero(buckets == bucket).tolist() for bucket in np.unique(buckets)]
+    return [rows[i : i + most] for rows in parts for i in range(0, len(rows), most)]
+
+
+def _read(data: Dataset, shard: int, rows: list[int]) -> tuple[list[RawSample], NDArray[np.uint8]]:
     raw = [data.read(shard, row) for row in rows]
     return raw, np.stack([image_of(sample) for sample in raw])
 
@@ -221,7 +240,7 @@ def _latent_spec(
     std = np.sqrt(squares - mean**2)
     return LatentSpec(
         channels=len(mean),
-        size=data.manifest.settings["size"] // autoencoder.downsampling,
+        size=square_side(data.manifest.buckets) // autoencoder.downsampling,
         downsampling=autoencoder.downsampling,
         dtype=settings["dtype"],
         autoencoder=settings["autoencoder"],

@@ -65,12 +65,14 @@ def build_unet(config: UNetConfig, manifest: Manifest) -> UNet:
     """
     assert manifest.latents is not None and manifest.text is not None
     halvings = 2 ** (len(config.channel_mult) - 1)
-    if manifest.latents.size % halvings:
-        raise UserError(
-            f"unet.channel_mult={list(config.channel_mult)}",
-            f"halves latents of {manifest.latents.size} places more often than they can be",
-            "give fewer levels",
-        )
+    for side in sorted({side for bucket in manifest.buckets for side in bucket}):
+        places = side // manifest.latents.downsampling
+        if places % halvings:
+            raise UserError(
+                f"unet.channel_mult={list(config.channel_mult)}",
+                f"halves latents of {places} places more often than they can be",
+                "give fewer levels",
+            )
     try:
         return UNet(config, manifest.latents.channels, manifest.text.width)
     except ValueError as error:

@@ -126,8 +126,8 @@ def describe(result: dict[str, Any]) -> str:
 
 def _check(config: EvaluateCommand, data: Dataset, model: TrainedModel) -> None:
     size = model.spec.size * model.spec.downsampling
-    given = data.manifest.settings.get("size")
-    if given != size:
+    if data.manifest.buckets != ((size, size),):
+        given = ", ".join(f"{height}x{width}" for height, width in data.manifest.buckets)
         raise UserError(
             f"data.url={config.data.url}",
             f"has images of {given} pixels, the run was trained on {size}",

@@ -17,11 +17,15 @@ from data.manifest import (
 )
 from data.storage import open_prefix
 
-SHARDS = (Shard("00000", 3, 10240, "a" * 64, "b" * 64), Shard("00001", 2, 512, "c" * 64, "d" * 64))
+SHARDS = (
+    Shard("00000", "shards/00000.tar", (1, 2), 10240, "a" * 64, "b" * 64),
+    Shard("00001", "shards/00001.tar", (2, 0), 512, "c" * 64, "d" * 64),
+)
 LATENTS = LatentSpec(2, 8, 8, "float16", "e", (0.5, -1.0), (1.0, 2.0), (0.5, -1.0), (1.0, 0.5))
 TEXT = TextSpec("f", 384, 77, "float16", "g" * 64)
 MANIFEST = Manifest(
     kind="latents",
+    buckets=((64, 64), (48, 80)),
     members=("moments.npy", "text.npy", "json"),
     shards=SHARDS,
     identity="h",
@@ -45,7 +49,7 @@ def test_what_was_written_is_read():
 
 def test_the_fingerprint_never_changes():
     """Caches and checkpoints hold fingerprints: another version must find the same ones."""
-    pinned = "632e95797af91522cf298692b944a4814f642357cf4422a3409183413e077ee7"
+    pinned = "5cd305b7b75d7c7bbac50c456ecf27fd7800174de016fb6c57cca20f76fbdcb9"
     assert MANIFEST.fingerprint == pinned
 
 
@@ -64,7 +68,7 @@ def test_shards_have_their_files():
         {"members": ("moments.npy",)},
         {"shards": SHARDS[::-1]},
         {"shards": SHARDS[:1]},
-        {"shards": (replace(SHARDS[0], samples=4), SHARDS[1])},
+        {"shards": (replace(SHARDS[0], buckets=(1, 3)), SHARDS[1])},
         {"shards": (replace(SHARDS[0], sha256="0" * 64), SHARDS[1])},
         {"shards": (replace(SHARDS[0], index_sha256="0" * 64), SHARDS[1])},
         {"parent": None},
@@ -100,7 +104,7 @@ def test_the_fingerprint_is_not_of_hints():
         _changed(latents=[1]),
         _changed(latents={"channels": 1}),
         _changed(members=1),
-        json.dumps({"format": 1}).encode(),
+        json.dumps({"format": 2}).encode(),
     ],
 )
 def test_what_is_no_manifest_is_refused(content):
@@ -132,8 +136,8 @@ def test_a_manifest_that_was_changed_is_refused(change):
 
 
 def test_a_newer_format_is_named():
-    with pytest.raises(UserError, match=r"^here: has format 2; this version reads format 1$"):
-        parse_manifest(_changed(format=2), "here")
+    with pytest.raises(UserError, match=r"^here: has format 3; this version reads format 2$"):
+        parse_manifest(_changed(format=3), "here")
 
 
 def test_a_manifest_of_the_wanted_kind_is_loaded(url):

@@ -51,9 +51,10 @@ def write_dataset(
     """Writes samples, shard by shard, as the commands do."""
     out, kind = open_prefix(url, "out"), "latents" if MOMENTS in members else "images"
     begin_dataset(out, {"kind": kind})
-    entries = [commit_shard(out, f"{i:05d}", shard, members) for i, shard in enumerate(shards)]
+    entries = [commit_shard(out, f"{i:05d}", shard, members, 1) for i, shard in enumerate(shards)]
     manifest = Manifest(
         kind=kind,
+        buckets=((8 * LATENT_SIZE,) * 2 if kind == "latents" else (8, 8),),
         members=members,
         shards=tuple(entry.shard for entry in entries),
         identity="of a test",

@@ -35,7 +35,7 @@ def write_latents(folder: Path, shards: Iterable[int] = (20, 17), seed: int = 0)
     out, chance = open_prefix(str(folder), "out"), np.random.default_rng(seed)
     begin_dataset(out, {"kind": "latents", "seed": seed})
     entries = [
-        commit_shard(out, f"{i:05d}", _samples(chance, i, count), (MOMENTS, TEXT, META))
+        commit_shard(out, f"{i:05d}", _samples(chance, i, count), (MOMENTS, TEXT, META), 1)
         for i, count in enumerate(shards)
     ]
     empty = dump_array(chance.standard_normal((2, WIDTH)).astype(np.float16))
@@ -43,6 +43,7 @@ def write_latents(folder: Path, shards: Iterable[int] = (20, 17), seed: int = 0)
     per_channel = (1.0,) * CHANNELS
     manifest = Manifest(
         kind="latents",
+        buckets=((8 * SIZE, 8 * SIZE),),
         members=(MOMENTS, TEXT, META),
         shards=tuple(entry.shard for entry in entries),
         identity="of a test",

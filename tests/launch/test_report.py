@@ -17,6 +17,7 @@ def findings() -> Findings:
         run={"unet": {"channels": 8}},
         latents=Manifest(
             kind="latents",
+            buckets=((64, 64),),
             members=(),
             shards=(),
             identity="x",
