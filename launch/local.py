@@ -106,7 +106,7 @@ def rank_errors() -> list[RankError]:
 
 
 def causes(errors: list[RankError]) -> list[RankError]:
-    """Those that say why a job ended, without ranks that were stopped because another had failed."""
+    """Those that say why a job ended: not ranks that were stopped because another had failed."""
     failed = [error for error in errors if error.code != PREEMPTED_EXIT_CODE]
     return failed or errors
 
