@@ -17,6 +17,7 @@ from conf.groups import (
     EngineConfig,
     FilterConfig,
     FolderSource,
+    ImageDataConfig,
     KLAutoencoderConfig,
     MetricsConfig,
     OpenMojiSource,
@@ -62,7 +63,7 @@ class AutoencoderCommand:
     """Train stage one on a dataset of images."""
 
     out: str = setting("URL of the run to write")
-    data: DataConfig = group(DataConfig, "the dataset of images")
+    data: ImageDataConfig = group(ImageDataConfig, "the dataset of images")
     autoencoder: AutoencoderConfig = group(AutoencoderConfig, "the model")
     kl_weight: float = setting("weight of the KL term against the reconstruction", 1e-6, low=0)
     train: TrainingConfig = group(TrainingConfig, "length and seed")

@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from conf.errors import RunError
 from conf.groups import TrainedAutoencoderConfig
 from conf.schema import CacheCommand
-from data.loader import dump_array, image_of, read_ahead
+from data.arrays import dump_array
+from data.collate import image_of
+from data.loader import read_ahead
 from data.manifest import (
     EMPTY_TEXT,
     LatentSpec,
