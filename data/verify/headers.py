@@ -7,7 +7,7 @@ from data.manifest import Shard
 from data.tar import split_name
 from data.verify.index import BLOCK, Checked, Member
 from data.verify.sample import Fault
-from data.verify.tar import GAP, Reading, name_and_size
+from data.verify.tar import GAP, Reading
 
 
 def header_faults(data: Checked, shard: Shard, reading: Reading) -> list[Fault]:
@@ -21,8 +21,7 @@ def header_faults(data: Checked, shard: Shard, reading: Reading) -> list[Fault]:
     faults: list[Fault] = []
     stems: dict[int, str] = {}
     first = 0
-    for member, block in zip(reading.members, reading.headers, strict=True):
-        name, size = name_and_size(block)
+    for member, (name, size) in zip(reading.members, reading.headers, strict=True):
         gap = member.start - BLOCK - first  # a long name, or members that are not indexed
         names: list[str | None] = [name]
         if gap:

@@ -42,7 +42,7 @@ class Reading:
         sha: Hash of all bytes.
         size: Bytes so far.
         sums: CRC-32 of each member, as far as it was read.
-        headers: Of each member the block in front of it.
+        headers: Name and size in the block in front of each member.
         tail: What comes behind the last member, as far as `GAP`.
     """
 
@@ -51,7 +51,7 @@ class Reading:
     sha: Any = field(default_factory=hashlib.sha256)
     size: int = 0
     sums: list[int] = field(default_factory=list)
-    headers: list[bytes] = field(default_factory=list)
+    headers: list[tuple[str | None, int]] = field(default_factory=list)
     tail: bytes = b""
     parts: list[bytes] = field(default_factory=list)
     current: int = 0
@@ -64,7 +64,7 @@ class Reading:
             if member.start > end:
                 break
             block = view[member.start - BLOCK - begin : member.start - begin]
-            self.headers.append(bytes(block))
+            self.headers.append(name_and_size(bytes(block)))
             self.sums.append(0)
         while self.current < len(self.headers):
             member, number = self.members[self.current], self.current
@@ -113,7 +113,7 @@ def tar_faults(reading: Reading, shard: Shard) -> list[Fault]:
     differ = [i for i in whole if reading.sums[i] != members[i].crc32]
     hashes = (None, None, None, None, shard.sha256, found)
     other = len(differ) > 1 and len(whole) < 2 * len(differ)
-    if other and name_and_size(reading.headers[0])[0] is not None:
+    if other and reading.headers[0][0] is not None:
         return [Fault(tar, "replaced", "is another tar", *hashes)]
     faults = [members[i].fault(tar, "flipped", "differ", reading.sums[i]) for i in differ]
     if size > shard.bytes:
