@@ -60,20 +60,60 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(gray)
 
 
-def fit_square(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """Resize so that the smaller side is `size` and cut the middle square.
+def covering(size: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
+    """The height and width that an image is resized to so that it just covers the target."""
+    (height, width), (tall, wide) = size, target
+    if height * wide <= width * tall:  # the height is what is short
+        return tall, max(wide, (2 * width * tall + height) // (2 * height))
+    return max(tall, (2 * height * wide + width) // (2 * width)), wide
+
+
+def cut(
+    image: NDArray[np.uint8], target: tuple[int, int], corner: tuple[int, int]
+) -> NDArray[np.uint8]:
+    """Resize so that the target is just covered, and cut it out.
 
     Args:
         image: uint8, (H, W, 3).
-        size: Side in pixels.
+        target: Height and width of what comes out.
+        corner: Its top and left in the resized image, which is never made as a whole: of a very
+            long picture it would not fit into memory.
 
     Returns:
-        uint8, (size, size, 3).
+        uint8, (*target, 3).
     """
-    if image.shape[:2] == (size, size):
+    height, width = image.shape[:2]
+    if (height, width) == target:
         return image
-    fitted = ImageOps.fit(Image.fromarray(image), (size, size), Image.Resampling.LANCZOS)
-    return np.asarray(fitted)
+    (tall, wide), (top, left) = covering((height, width), target), corner
+    box = (
+        left * width / wide,
+        top * height / tall,
+        (left + target[1]) * width / wide,
+        (top + target[0]) * height / tall,
+    )
+    resized = Image.fromarray(image).resize(target[::-1], Image.Resampling.LANCZOS, box)
+    return np.asarray(resized)
+
+
+def fit(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    """Resize so that (height, width) is just covered, and cut out the middle.
+
+    Args:
+        image: uint8, (H, W, 3).
+        height: In pixels.
+        width: In pixels.
+
+    Returns:
+        uint8, (height, width, 3).
+    """
+    target = (height, width)
+    return cut(image, target, middle(covering(image.shape[:2], target), target))
+
+
+def middle(size: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
+    """Top and left of the target in the middle of an image."""
+    return (size[0] - target[0]) // 2, (size[1] - target[1]) // 2
 
 
 def encode_png(image: NDArray[np.uint8]) -> bytes:

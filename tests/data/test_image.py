@@ -6,10 +6,12 @@ import zlib
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from data import image as module
-from data.image import MAX_PIXELS, BadImage, decode_image, encode_png, fit_square
+from data.image import MAX_PIXELS, BadImage, covering, cut, decode_image, encode_png, fit, middle
 from tests.helpers.datasets import flip_bit, tiny_image
 
 ORIENTATION = 0x0112
@@ -231,7 +233,19 @@ def test_damage_is_read_or_refused_but_nothing_else(format):
     assert refused
 
 
-# --- squares
+# --- resizing and cutting
+
+side = st.integers(1, 5000)
+
+
+@given(side, side, side, side)
+def test_a_resized_image_just_covers_and_keeps_its_aspect(height, width, tall, wide):
+    covered = covering((height, width), (tall, wide))
+    assert covered[0] >= tall and covered[1] >= wide
+    assert covered[0] == tall or covered[1] == wide
+    scale = max(tall / height, wide / width)
+    assert abs(covered[0] - scale * height) <= 0.51 and abs(covered[1] - scale * width) <= 0.51
+    assert covering((width, height), (wide, tall)) == covered[::-1]
 
 
 @pytest.mark.parametrize("shape", [(40, 40), (40, 90), (90, 40), (20, 32), (16, 98)])
@@ -240,15 +254,36 @@ def test_the_middle_square_is_taken(shape):
     top, left = (height - min(shape)) // 2, (width - min(shape)) // 2
     image = np.zeros((height, width, 3), dtype=np.uint8)
     image[top : height - top, left : width - left] = 255
-    square = fit_square(image, 16)
+    square = fit(image, 16, 16)
     assert square.shape == (16, 16, 3)
     assert square[2:-2, 2:-2].min() > 240
 
 
+@pytest.mark.parametrize("target", [(8, 24), (24, 8), (16, 16), (10, 30)])
+@pytest.mark.parametrize("shape", [(48, 16), (16, 48), (5, 5), (61, 60)])
+def test_cutting_is_resizing_the_whole_and_cutting_that(shape, target):
+    gradient = np.linspace(0, 255, shape[0] * shape[1]).reshape(shape)
+    image = np.stack([gradient, gradient[::-1], gradient[:, ::-1]], -1).astype(np.uint8)
+    tall, wide = covering(shape, target)
+    whole = np.asarray(Image.fromarray(image).resize((wide, tall), Image.Resampling.LANCZOS))
+    for top, left in {(0, 0), middle((tall, wide), target), (tall - target[0], wide - target[1])}:
+        expected = whole[top : top + target[0], left : left + target[1]].astype(int)
+        apart = np.abs(cut(image, target, (top, left)) - expected)
+        assert apart.shape == (*target, 3)
+        assert np.median(apart) <= 1  # at the border the one sees what the other has cut off
+        assert apart[3:-3, 3:-3].max() <= 3
+    assert np.array_equal(fit(image, *target), cut(image, target, middle((tall, wide), target)))
+
+
+def test_a_very_long_picture_is_never_resized_as_a_whole():
+    """That would take 30 GB here."""
+    assert fit(np.full((1, 100_000, 3), 7, dtype=np.uint8), 300, 300).shape == (300, 300, 3)
+
+
 def test_a_square_of_the_right_size_is_left_alone():
     image = tiny_image(3, 16)
-    assert np.array_equal(fit_square(image, 16), image)
+    assert np.array_equal(fit(image, 16, 16), image)
 
 
 def test_a_smaller_image_is_made_larger():
-    assert fit_square(tiny_image(4, 4), 16).shape == (16, 16, 3)
+    assert fit(tiny_image(4, 4), 16, 16).shape == (16, 16, 3)
