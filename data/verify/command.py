@@ -11,7 +11,7 @@ from functools import partial
 from conf.errors import UserError
 from conf.schema import VerifyCommand
 from data.claim import claim
-from data.manifest import EMPTY_TEXT, canonical_json, load_manifest, sha256
+from data.manifest import EMPTY_TEXT, NAME, canonical_json, load_manifest, sha256
 from data.progress import progress
 from data.say import say
 from data.storage import Prefix, open_prefix
@@ -47,7 +47,7 @@ def verify(config: VerifyCommand) -> int:
     tasks = [task for task in _tasks(config, data) if task.number % world_size == rank]
     before = {name for name in records.names() if name.endswith(".json")} if records else set()
     due = [task for task in tasks if _record_name(task) not in before]
-    faults = [] if rank else _empty_text_faults(data)
+    faults = [] if rank else [*_manifest_faults(data), *_empty_text_faults(data)]
     num_bytes = 0
     for fault in faults:
         say(f"broken: {fault}")
@@ -128,6 +128,13 @@ def _results(tasks: list[Task], threads: int) -> Iterator[tuple[Task, tuple[list
                 yield task, future.result()
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _manifest_faults(data: Checked) -> list[Fault]:
+    """Whether the manifest has other bytes than those that say what it says."""
+    if data.prefix.read(NAME) == data.manifest.to_json():
+        return []
+    return [Fault(NAME, "flipped", "is not spelt as it was written")]
 
 
 def _empty_text_faults(data: Checked) -> list[Fault]:
