@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.image import decode_image
+from data.npy import parse_npy
 from data.order import Order, rank_places
 from data.sample import (
     CAPTION,
@@ -130,8 +131,7 @@ def pad_text(texts: list[NDArray[np.floating]]) -> tuple[NDArray[np.float32], ND
 
 def load_array(content: bytes) -> NDArray[np.floating]:
     """An array from the bytes of an .npy file; never unpickles."""
-    array: NDArray[np.floating] = np.load(io.BytesIO(content), allow_pickle=False)
-    return array
+    return parse_npy(content).copy()
 
 
 def dump_array(array: NDArray[np.floating]) -> bytes:

@@ -1,16 +1,15 @@
 """Reading any sample by shard and row, checked down from the manifest."""
 
-import io
 import mmap
 from collections.abc import Collection
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data.manifest import Manifest, load_manifest, sha256
+from data.npy import parse_npy
 from data.sample import RawSample
 from data.storage import Prefix, open_prefix
 from data.tar import CorruptShard, index_dtype, read_member
@@ -93,7 +92,7 @@ class Dataset:
         if sha256(content) != record.index_sha256:
             raise CorruptShard(f"{where}: is not the index that the manifest pins")
         try:
-            index: NDArray[Any] = np.load(io.BytesIO(content), allow_pickle=False)
+            index = parse_npy(content)
             key_bytes = index.dtype["key"].itemsize
         except (ValueError, KeyError) as error:
             raise CorruptShard(f"{where}: is no index ({error})") from error
