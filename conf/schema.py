@@ -151,6 +151,17 @@ class VerifyCommand:
     """Read a dataset end to end against its manifest and name what is broken."""
 
     data: DatasetConfig = group(DatasetConfig, "the dataset")
+    samples: int = setting(
+        "samples to draw over all shards, read and decode; 0 reads every byte", 0, low=0
+    )
+    seed: int = setting("seed of that draw", 0, low=0, high=4611686018427387904)
+    decode: bool = setting("whether every sample is also decoded, when every byte is read", False)
+    threads: int = setting("shards read at the same time by a rank", 4, low=1, high=64)
+    out: str | None = setting(
+        "URL of a folder for broken.json and a record of every whole shard, which a rerun skips; "
+        "null writes nothing",
+        None,
+    )
 
 
 @dataclass(kw_only=True, slots=True)

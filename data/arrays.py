@@ -2,7 +2,6 @@
 
 import io
 import math
-import re
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -11,14 +10,11 @@ import numpy as np
 from isal.isal_zlib import crc32
 from numpy.typing import NDArray
 
+from data.npy import parse_header, parse_npy
 from data.tar import CorruptShard, Member
 
-# As NumPy writes it (version 1.0, padded with spaces). NumPy's own parser evaluates Python syntax.
-HEADER_BYTES = 128
-HEADER = re.compile(
-    rb"\x93NUMPY\x01\x00v\x00"
-    rb"\{'descr': '(<f[24])', 'fortran_order': False, 'shape': \(([\d, ]{0,60})\), \} *\n"
-)
+HEADER_BYTES = 128  # NumPy's, for arrays of up to four dimensions
+FLOATS = ("<f2", "<f4")
 
 
 def dump_array(array: NDArray[np.floating[Any]]) -> bytes:
@@ -30,8 +26,7 @@ def dump_array(array: NDArray[np.floating[Any]]) -> bytes:
 
 def load_array(content: bytes) -> NDArray[np.floating[Any]]:
     """An array from the bytes of an .npy file; never unpickles."""
-    array: NDArray[np.floating[Any]] = np.load(io.BytesIO(content), allow_pickle=False)
-    return array
+    return parse_npy(content).copy()
 
 
 def stack_arrays(members: Sequence[Member]) -> NDArray[np.floating[Any]]:
@@ -96,11 +91,10 @@ def _parse(header: bytes) -> tuple[np.dtype[Any], tuple[int, ...]]:
     Raises:
         ValueError: It is no header that `dump_array` writes for floats.
     """
-    found = HEADER.fullmatch(header)
-    if not found:
+    dtype, shape, fortran_order, start = parse_header(header)
+    if start != HEADER_BYTES or fortran_order or dtype.str not in FLOATS:
         raise ValueError("no header of ours")
-    shape = tuple(int(number) for number in found[2].split(b",") if number)
-    return np.dtype(found[1].decode()), shape
+    return dtype, shape
 
 
 def _copy(member: Member, header: bytes, target: NDArray[np.uint8]) -> None:

@@ -5,7 +5,6 @@ reads through memory. Whichever way bytes come, each member is held to the CRC-3
 the manifest pins, at every read.
 """
 
-import io
 import mmap
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from data.local_cache import LocalCache
 from data.manifest import Manifest, load_manifest, sha256
+from data.npy import parse_npy
 from data.ranges import Span, read_spans
 from data.sample import RawSample
 from data.storage import Prefix, open_prefix
@@ -219,7 +219,7 @@ class Dataset:
         if sha256(content) != record.index_sha256:
             raise CorruptShard(f"{where}: is not the index that the manifest pins")
         try:
-            index: NDArray[Any] = np.load(io.BytesIO(content), allow_pickle=False)
+            index = parse_npy(content)
             key_bytes = index.dtype["key"].itemsize
         except (ValueError, KeyError) as error:
             raise CorruptShard(f"{where}: is no index ({error})") from error
