@@ -69,7 +69,7 @@ def read_pieces(prefix: Prefix, name: str, size: int) -> Iterator[memoryview]:
 
 
 def _read(prefix: Prefix, span: Span) -> memoryview:
-    return memoryview(prefix.read_range(span.name, span.start, span.length))
+    return memoryview(prefix.read_buffer(span.name, span.start, span.length))
 
 
 def _pool() -> ThreadPoolExecutor:
