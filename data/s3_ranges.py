@@ -11,7 +11,6 @@ import re
 import threading
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -31,8 +30,8 @@ _CODE = re.compile(r"<Code>([^<]*)</Code>")
 _MESSAGE = re.compile(r"<Message>([^<]*)</Message>")
 _LONGEST = timedelta(hours=1)  # of a whole answer; one that stalls ends by the read timeout
 
-_finding = threading.Lock()
-_sessions: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()  # botocore's, by s3fs's
+_making = threading.Lock()
+_clients: WeakKeyDictionary[Any, dict[str, "_Client"]] = WeakKeyDictionary()  # by s3fs's, by bucket
 _said: set[tuple[Any, str]] = set()
 _used_in: set[int] = set()  # the processes that obstore was used in: this one and its ancestors
 
@@ -42,17 +41,12 @@ class _Unfit(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class _Access:
-    """All that makes up a client: equal ones share it, and its connections."""
+class _Client:
+    """A client of a bucket, and the credentials that it signs with."""
 
-    bucket: str
-    endpoint: str
-    region: str
-    requester_pays: bool
-    connect_timeout: float
-    read_timeout: float
-    verify: str | bool | None
-    credentials: tuple[str, str, str | None] | None = None  # None: unsigned
+    store: S3Store
+    source: Any  # botocore's credentials, which refresh themselves; None: nothing is signed
+    credentials: Any  # what the source held when the client was made
 
 
 def read_range(
@@ -89,18 +83,18 @@ def read_range(
 def _read(fs: Any, path: str, start: int, length: int, etag: str | None) -> memoryview:
     if _used_in - {os.getpid()}:
         raise _Unfit("obstore's threads do not live on in a forked process")
-    bucket, key, _ = fs.split_path(path)
-    access = _access(fs, bucket)
+    bucket, _, key = path.partition("/")
+    store = _client(fs, bucket).store
     _used_in.add(os.getpid())
     version = {"if_match": etag} if etag else {}
     options: Any = {"range": (start, start + length), **version}
     try:
-        answer = obstore.get(_client(access), key, options=options)
+        answer = obstore.get(store, key, options=options)
         content = memoryview(answer.bytes())
     except Exception as error:
         if "<Code>InvalidRange<" in str(error):  # the start lies behind the end
             return memoryview(b"")
-        failure = _as_s3fs(error, path, access.endpoint)
+        failure = _as_s3fs(error, path, fs.s3.meta.endpoint_url)
         raise failure from failure.__cause__ or error
     promised = answer.range[1] - answer.range[0]
     if len(content) != promised:
@@ -108,66 +102,75 @@ def _read(fs: Any, path: str, start: int, length: int, etag: str | None) -> memo
     return content
 
 
-def _access(fs: Any, bucket: str) -> _Access:
-    meta = fs.s3.meta  # connects, if that was not done yet
-    if (meta.config.s3 or {}).get("addressing_style") == "virtual":
-        raise _Unfit("addressing_style is virtual")
-    with _finding:
-        session = _sessions.get(fs.session)
-        if session is None:
-            session = botocore.session.Session(profile=fs.kwargs.get("profile"))
-            if fs.key:
-                session.set_credentials(fs.key, fs.secret, fs.token)
-            _sessions[fs.session] = session
-        credentials = None if fs.anon else session.get_credentials()
-    if credentials is None and not fs.anon:
+def _client(fs: Any, bucket: str) -> _Client:
+    """The client that matches what s3fs uses now; a new one if credentials have changed."""
+    clients = _clients.setdefault(fs.s3, {})  # s3fs makes a new one to renew its credentials
+    if (client := clients.get(bucket)) is None or _is_stale(client):
+        with _making:
+            if (client := clients.get(bucket)) is None or _is_stale(client):
+                client = clients[bucket] = _build_client(fs, bucket)
+    return client
+
+
+def _is_stale(client: _Client) -> bool:
+    return bool(_frozen(client.source) != client.credentials)
+
+
+def _build_client(fs: Any, bucket: str) -> _Client:
+    meta = fs.s3.meta
+    if (meta.config.s3 or {}).get("addressing_style") == "virtual" or bucket.startswith("arn:"):
+        raise _Unfit("obstore addresses buckets by path")
+    session = botocore.session.Session(profile=fs.kwargs.get("profile"))
+    if fs.key:
+        session.set_credentials(fs.key, fs.secret, fs.token)
+    source = None if fs.anon else session.get_credentials()
+    if source is None and not fs.anon:
         raise NoCredentialsError
-    return _Access(
+    credentials = _frozen(source)
+    # What is not given here obstore would read from environment variables of its own.
+    store = S3Store(
         bucket,
-        meta.endpoint_url,
-        meta.region_name,
-        fs.requester_pays,
-        meta.config.connect_timeout,
-        meta.config.read_timeout,
-        fs.client_kwargs.get("verify", session.get_config_variable("ca_bundle")),
-        credentials and tuple(credentials.get_frozen_credentials()[:3]),  # refreshes old ones
+        endpoint=meta.endpoint_url,
+        aws_endpoint_url_s3=meta.endpoint_url,
+        region=meta.region_name,
+        virtual_hosted_style_request=False,
+        request_payer=fs.requester_pays,
+        skip_signature=source is None,
+        credential_provider=source and (lambda: _as_obstore(credentials)),
+        client_options=_client_options(fs, session),
+        retry_config={"max_retries": 0},
     )
+    return _Client(store, source, credentials)
 
 
-@lru_cache(maxsize=16)
-def _client(access: _Access) -> S3Store:
-    options: Any = {
-        "allow_http": access.endpoint.startswith("http:"),
-        "connect_timeout": timedelta(seconds=access.connect_timeout),
-        "read_timeout": timedelta(seconds=access.read_timeout),
+def _client_options(fs: Any, session: Any) -> Any:
+    meta = fs.s3.meta
+    options: dict[str, Any] = {
+        "allow_http": meta.endpoint_url.startswith("http:"),
+        "connect_timeout": timedelta(seconds=meta.config.connect_timeout),
+        "read_timeout": timedelta(seconds=meta.config.read_timeout),
         "timeout": _LONGEST,
     }
-    if access.verify is False:
+    verify = fs.client_kwargs.get("verify", session.get_config_variable("ca_bundle"))
+    if verify is False:
         options["allow_invalid_certificates"] = True
-    elif isinstance(access.verify, str):
-        options["root_certificate"] = Path(access.verify).read_bytes()
-    signing: dict[str, Any] = {"skip_signature": True}
-    if access.credentials:
-        key, secret, token = access.credentials
-        held: Any = {
-            "access_key_id": key,
-            "secret_access_key": secret,
-            "token": token,
-            "expires_at": None,  # a new one makes a new client
-        }
-        signing = {"skip_signature": False, "credential_provider": lambda: held}
-    # What is not given here obstore would read from environment variables of its own.
-    return S3Store(
-        access.bucket,
-        endpoint=access.endpoint,
-        aws_endpoint_url_s3=access.endpoint,
-        region=access.region,
-        virtual_hosted_style_request=False,
-        request_payer=access.requester_pays,
-        client_options=options,
-        retry_config={"max_retries": 0},
-        **signing,
-    )
+    elif isinstance(verify, str):
+        options["root_certificate"] = Path(verify).read_bytes()
+    return options
+
+
+def _frozen(source: Any) -> Any:
+    """Key, secret and token as they are now; botocore gets new ones where these soon expire."""
+    return source and source.get_frozen_credentials()
+
+
+def _as_obstore(credentials: Any) -> Any:
+    return {
+        "access_key_id": credentials.access_key,
+        "secret_access_key": credentials.secret_key,
+        "token": credentials.token,
+        "expires_at": None,  # new ones make a new client
+    }
 
 
 def _as_s3fs(error: Exception, path: str, endpoint: str) -> Exception:

@@ -249,14 +249,11 @@ class Prefix:
             renew = renewal(self.fs) if self._s3 else lambda: None
             where = f"{self.setting}={self.url}"
             known = self._store in _answered
-            limit = self.patience.limit if known else min(self.patience.limit, FIRST_CONTACT)
+            patience = self.patience
+            if not known:
+                patience = replace(patience, limit=min(patience.limit, FIRST_CONTACT))
             try:
-                return persist(
-                    lambda: self._noting_answers(attempt),
-                    renew,
-                    where,
-                    replace(self.patience, limit=limit),
-                )
+                return persist(lambda: self._noting_answers(attempt), renew, where, patience)
             except RunError as error:
                 if self._store in _answered:
                     raise
