@@ -10,11 +10,9 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from data.storage import Prefix
+from data.storage import PIECE, PIECES_AT_ONCE, Prefix
 
 AT_ONCE = 64  # requests in flight, over all threads of the process
-PIECE = 8 * 2**20  # bytes of one request, where a whole file is read
-PIECES_AHEAD = 12  # pieces in flight for one file
 
 _making = threading.Lock()
 _pools: dict[int, ThreadPoolExecutor] = {}
@@ -68,9 +66,9 @@ def read_pieces(prefix: Prefix, name: str, size: int) -> Iterator[memoryview]:
     """A whole file from its first byte to byte `size`, several pieces in flight."""
     spans = [Span(name, start, min(PIECE, size - start)) for start in range(0, size, PIECE)]
     pool = _pool()
-    ahead = [pool.submit(_read, prefix, span) for span in spans[:PIECES_AHEAD]]
+    ahead = [pool.submit(_read, prefix, span) for span in spans[:PIECES_AT_ONCE]]
     try:
-        for span in [*spans[PIECES_AHEAD:], *[None] * len(ahead)]:
+        for span in [*spans[PIECES_AT_ONCE:], *[None] * len(ahead)]:
             yield ahead.pop(0).result()
             if span:
                 ahead.append(pool.submit(_read, prefix, span))
