@@ -10,11 +10,9 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from data.storage import Prefix
+from data.storage import PIECE, PIECES_AT_ONCE, Prefix
 
 AT_ONCE = 64  # requests in flight, over all threads of the process
-PIECE = 8 * 2**20  # bytes of one request, where a whole file is read
-PIECES_AHEAD = 12  # pieces in flight for one file
 
 _making = threading.Lock()
 _pools: dict[int, ThreadPoolExecutor] = {}
@@ -48,18 +46,29 @@ def read_spans(prefix: Prefix, spans: Sequence[Span]) -> list[memoryview]:
     Raises:
         FileNotFoundError: One of the files is not there.
     """
-    if len(spans) == 1:
-        return [_read(prefix, spans[0])]
-    return list(_pool().map(lambda span: _read(prefix, span), spans))
+    content: list[memoryview] = [memoryview(b"")] * len(spans)
+    places = iter(range(len(spans)))  # each taken once: drawing from a range is one step
+
+    def read_some() -> None:
+        for place in places:
+            content[place] = _read(prefix, spans[place])
+
+    futures = [_pool().submit(read_some) for _ in range(min(AT_ONCE, len(spans)))]
+    try:
+        for future in futures:
+            future.result()
+    finally:
+        list(places)  # after a failure the others need not go on
+    return content
 
 
 def read_pieces(prefix: Prefix, name: str, size: int) -> Iterator[memoryview]:
     """A whole file from its first byte to byte `size`, several pieces in flight."""
     spans = [Span(name, start, min(PIECE, size - start)) for start in range(0, size, PIECE)]
     pool = _pool()
-    ahead = [pool.submit(_read, prefix, span) for span in spans[:PIECES_AHEAD]]
+    ahead = [pool.submit(_read, prefix, span) for span in spans[:PIECES_AT_ONCE]]
     try:
-        for span in [*spans[PIECES_AHEAD:], *[None] * len(ahead)]:
+        for span in [*spans[PIECES_AT_ONCE:], *[None] * len(ahead)]:
             yield ahead.pop(0).result()
             if span:
                 ahead.append(pool.submit(_read, prefix, span))
@@ -69,7 +78,7 @@ def read_pieces(prefix: Prefix, name: str, size: int) -> Iterator[memoryview]:
 
 
 def _read(prefix: Prefix, span: Span) -> memoryview:
-    return memoryview(prefix.read_range(span.name, span.start, span.length))
+    return memoryview(prefix.read_buffer(span.name, span.start, span.length))
 
 
 def _pool() -> ThreadPoolExecutor:
