@@ -53,6 +53,18 @@ def claimed(out: Prefix) -> dict[str, Any] | None:
     return settings
 
 
+def release(out: Prefix, beginnings: str) -> None:
+    """Give up a claim, unless work on it is there already.
+
+    Args:
+        out: The prefix.
+        beginnings: A folder in it that does not count as work, and goes too.
+    """
+    if set(out.names()) <= {SETTINGS, beginnings}:
+        out.remove(beginnings)
+        out.remove(SETTINGS)
+
+
 def first_difference(there: Any, wanted: Any, name: str = "") -> tuple[str, Any, Any]:
     """The first setting, by dotted name, in which two differ, with both values."""
     if isinstance(there, dict) and isinstance(wanted, dict):
