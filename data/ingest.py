@@ -12,9 +12,11 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
+from conf.enums import Crop
 from conf.errors import RunError, UserError
 from conf.groups import FilterConfig, WebDatasetSource
 from conf.schema import ShardCommand
+from data.adopt import MEMBERS, TarTask, adopt_tar
 from data.bucket import make_buckets
 from data.claim import release
 from data.manifest import Manifest, canonical_json, sha256
@@ -69,14 +71,20 @@ def make_dataset(config: ShardCommand) -> Manifest | None:
     out, ranks = open_prefix(config.out, "out"), this_rank(config.rank, config.world_size)
     source = _look(config)
     settings = _settings(config, source)
-    done = begin_dataset(out, settings, _room(config, source))
+    done = begin_dataset(out, settings, _room(config, source), shared=_beside(source, out))
     if done:
         skipped = read_skipped(out)
         check_budget(skipped, done.samples + skipped.samples, config.max_bad_share)
         say(f"shard: {out.url} is finished ({done.samples:,} images), nothing to do")
         return done
-    plan = _plan(config, source, out, ranks)
-    entries, made = _make_shards(config, plan, out, ranks)
+    try:
+        plan = _plan(config, source, out, ranks)
+        entries, made = _make_shards(config, plan, out, ranks)
+    except BadSource:
+        # Once it is mended it is another source, and nothing of this fits.
+        if ranks.world_size == 1 and not _beside(source, out):
+            release(out, SEARCHES, "index")
+        raise
     if made and _look(config).settings != source.settings:
         raise RunError("the source has changed since the command began; choose another out")
     missing = [name for name in plan.names if name not in entries]
@@ -116,14 +124,28 @@ def _settings(config: ShardCommand, source: Source | Tars) -> dict[str, Any]:
         **buckets,
         **filters,
     }
+    if _in_place(config):
+        assert isinstance(config.source, WebDatasetSource)
+        field, check = config.source.caption_field, config.source.check
+        return {**common, "in_place": True, "check": check, "caption_field": field}
+    seed = {"seed": config.seed} if config.crop is Crop.random else {}
     return {
         **common,
         "shard_samples": config.shard_samples,
         "crop": config.crop.value,
-        **({"seed": config.seed} if config.crop.value == "random" else {}),
+        **seed,
         "format": config.format.value,
         "quality": config.quality,
     }
+
+
+def _in_place(config: ShardCommand) -> bool:
+    return isinstance(config.source, WebDatasetSource) and config.source.in_place
+
+
+def _beside(source: Source | Tars, out: Prefix) -> bool:
+    """Whether the dataset is to lie where the tars of its source are."""
+    return isinstance(source, Tars) and source.prefix.absolute == out.absolute
 
 
 def _room(config: ShardCommand, source: Source | Tars) -> int:
@@ -137,6 +159,8 @@ def _processes(config: ShardCommand, tasks: int) -> int:
 
 
 def _plan(config: ShardCommand, source: Source | Tars, out: Prefix, ranks: Ranks) -> Plan:
+    if isinstance(source, Tars) and _in_place(config):
+        return _plan_in_place(config, source)
     if isinstance(source, Tars):
         source = _searched(config, source, out, ranks)
         out.require_writable(_room(config, source))
@@ -150,6 +174,16 @@ def _plan(config: ShardCommand, source: Source | Tars, out: Prefix, ranks: Ranks
     return Plan(names, task, partial(make_shard, config), samples, image_members(config))
 
 
+def _plan_in_place(config: ShardCommand, tars: Tars) -> Plan:
+    names = shard_names(len(tars.names), 1)
+
+    def task(name: str) -> TarTask:
+        return TarTask(name, tars.names[int(name)])
+
+    work = partial(adopt_tar, config)
+    return Plan(names, task, work, None, MEMBERS, tars=tars.prefix.absolute)
+
+
 def shard_names(samples: int, shard_samples: int) -> list[str]:
     """Names of the shards that `samples` make, numbered from 0."""
     return [f"{i:05d}" for i in range(-(-samples // shard_samples))]
@@ -160,20 +194,15 @@ def _searched(config: ShardCommand, tars: Tars, out: Prefix, ranks: Ranks) -> So
     assert isinstance(config.source, WebDatasetSource)
     every = range(len(tars.names))
     found = searches(out)
-    try:
-        with progress("search", len(every), len(found), unit="tars") as meter:
-            for numbers in (ranks.own(every), every):
-                tasks = [SearchTask(tars.names[i], i, out.url) for i in numbers if i not in found]
-                work = partial(search_tar, config.source)
-                for _ in run_tasks(work, tasks, _processes(config, len(tasks))):
-                    meter.advance(1)
-                found = searches(out)
-        source = webdataset_source(tars, found, out)
-        require_pairs(config.source, source.samples)
-    except BadSource:
-        if ranks.world_size == 1:  # once the source is mended, it is another one
-            release(out, SEARCHES)
-        raise
+    with progress("search", len(every), len(found), unit="tars") as meter:
+        for numbers in (ranks.own(every), every):
+            tasks = [SearchTask(tars.names[i], i, out.url) for i in numbers if i not in found]
+            work = partial(search_tar, config.source)
+            for _ in run_tasks(work, tasks, _processes(config, len(tasks))):
+                meter.advance(1)
+            found = searches(out)
+    source = webdataset_source(tars, found, out)
+    require_pairs(config.source, source.samples)
     return source
 
 

@@ -34,13 +34,16 @@ class ShardEntry:
     extra: dict[str, Any]
 
 
-def begin_dataset(out: Prefix, settings: dict[str, Any], num_bytes: int = 0) -> Manifest | None:
+def begin_dataset(
+    out: Prefix, settings: dict[str, Any], num_bytes: int = 0, shared: bool = False
+) -> Manifest | None:
     """Claim a prefix for the dataset that `settings` describe.
 
     Args:
         out: Where it is to be.
         settings: All that decides its content, JSON-ready.
         num_bytes: Room that it will take.
+        shared: Whether files of others may lie there.
 
     Returns:
         Its manifest if it is finished already, else None.
@@ -55,7 +58,7 @@ def begin_dataset(out: Prefix, settings: dict[str, Any], num_bytes: int = 0) -> 
     if there and there.identity == sha256(canonical_json(settings)):
         return there
     out.require_writable(num_bytes)
-    claim(out, settings)
+    claim(out, settings, shared)
     if there:
         raise UserError(f"out={out.url}", "holds another dataset", "choose another out")
     return None

@@ -112,15 +112,18 @@ def members_of(
 
 
 def require_end(prefix: Prefix, tar: str, end: int) -> None:
-    """Refuse a tar without the two blocks of zeros that end it.
+    """Refuse a tar without the two blocks of zeros that end it, or with another one behind them.
 
     tarfile takes a cut between members, or a damaged header, for the end.
 
     Raises:
-        BadSource: They are not there.
+        BadSource: It is so.
     """
-    if prefix.read_range(tar, end, END_MARK) != bytes(END_MARK):
+    tail = prefix.read_range(tar, end, END_MARK + tarfile.RECORDSIZE)
+    if tail[:END_MARK] != bytes(END_MARK):
         raise damaged(prefix, tar, "has no end mark, so it is cut or damaged")
+    if tail.strip(b"\0"):
+        raise damaged(prefix, tar, "goes on behind its end mark, where no reader would look")
 
 
 def with_member(place: Place, item: tarfile.TarInfo, extension: str) -> Place:
