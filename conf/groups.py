@@ -90,6 +90,18 @@ class WebDatasetSource(SourceConfig):
 
     kind: str = setting("which source this is", "webdataset")
     path: str = setting("URL of the prefix of the .tar files; read with its subfolders")
+    caption_field: str | None = setting(
+        "field of the json that holds the caption; null takes captions from .txt", None
+    )
+    in_place: bool = setting(
+        "leave the tars where they are and write only an index of them; images are then brought to "
+        "their size whenever they are read",
+        False,
+    )
+    check: bool = setting(
+        "with in_place, decode every image instead of its header alone, and skip the bad ones",
+        False,
+    )
 
 
 @dataclass(kw_only=True, slots=True)
@@ -105,6 +117,18 @@ class FilterConfig:
         "a sample without the number is left out",
         [],
     )
+
+
+@dataclass(kw_only=True, slots=True)
+class BucketsConfig:
+    """Image sizes of several aspect ratios and about one area, in place of squares alone."""
+
+    max_aspect: float = setting(
+        "most that a bucket's longer side may be, in multiples of the shorter; 1 is squares alone",
+        1.0,
+        low=1,
+    )
+    step: int = setting("what every side of a bucket is a multiple of, in pixels", 64, low=1)
 
 
 @dataclass(kw_only=True, slots=True)

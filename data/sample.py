@@ -19,7 +19,7 @@ class Pair:
 
     Args:
         key: Unique in the dataset; ASCII letters, digits, `-`, `_` and `~` only.
-        image: RGB, uint8, (H, W, 3).
+        image: RGB, uint8, (H, W, 3), as large as the source has it.
         caption: The caption, any language.
         meta: What else is known, JSON-ready.
     """

@@ -73,17 +73,14 @@ def test_every_sample_of_a_part_comes_once_before_any_comes_again(bucketed, weig
 
 def test_samples_come_as_often_as_they_are_without_weights(bucketed):
     corpus = _corpus(bucketed)
-    places = 4 * 65536
-    counts = Counter(corpus.locate(range(places)))
-    fair = places / corpus.samples
+    counts = Counter(corpus.locate(range(21 * 400)))
     assert len(counts) == corpus.samples == 21
-    assert max(abs(count / fair - 1) for count in counts.values()) < 0.01
+    assert max(abs(count - 400) for count in counts.values()) < 8
 
 
 def test_datasets_come_by_weight(bucketed):
-    places = 4 * 65536
-    counts = Counter(s.dataset for s in _corpus(bucketed, [1, 3]).locate(range(places)))
-    assert counts[1] / places == pytest.approx(0.75, abs=0.002)
+    counts = Counter(s.dataset for s in _corpus(bucketed, [1, 3]).locate(range(4000)))
+    assert abs(counts[1] - 3000) < 20
 
 
 @pytest.mark.parametrize("weights", [None, [2, 1]])

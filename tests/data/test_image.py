@@ -8,10 +8,20 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageFile
 
 from data import image as module
-from data.image import MAX_PIXELS, BadImage, covering, cut, decode_image, encode_png, fit, middle
+from data.image import (
+    MAX_PIXELS,
+    BadImage,
+    covering,
+    cut,
+    decode_image,
+    encode_png,
+    fit,
+    middle,
+    read_size,
+)
 from tests.helpers.datasets import flip_bit, tiny_image
 
 ORIENTATION = 0x0112
@@ -122,7 +132,7 @@ def test_cmyk_becomes_rgb():
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("format", ["PNG", "JPEG"])
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP"])
 def test_a_camera_held_sideways_is_put_upright(format, orientation):
     upright = np.zeros((16, 32, 3), dtype=np.uint8)
     upright[:8, :16] = 255  # white at the top left, and wider than high
@@ -139,9 +149,28 @@ def test_a_camera_held_sideways_is_put_upright(format, orientation):
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
     held = Image.fromarray(np.ascontiguousarray(steps[orientation]))
-    decoded = decode_image(_encode(held, format, exif=exif.tobytes()))
+    content = _encode(held, format, exif=exif.tobytes())
+    decoded = decode_image(content)
     assert decoded.shape == upright.shape
+    assert read_size(content) == (16, 32)
     assert np.abs(decoded.astype(int) - upright).max() < 30
+
+
+def test_a_size_is_read_without_the_pixels(monkeypatch):
+    """And an orientation that a PNG has behind its pixels is found all the same."""
+    contents = [_encode(_plain("red", (5, 3)), format) for format in ("PNG", "JPEG", "WEBP")]
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    png = _encode(_plain("red", (5, 3)), exif=exif.tobytes())
+    at = png.index(b"eXIf") - 4
+    chunk = png[at : at + 12 + int.from_bytes(png[at : at + 4], "big")]
+    end = png.index(b"IEND") - 4
+    assert at < png.index(b"IDAT")
+    assert read_size(png[:at] + png[at + len(chunk) : end] + chunk + png[end:]) == (5, 3)
+    monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("it decoded"))
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda *_: pytest.fail("it decoded"))
+    for content in contents:
+        assert read_size(content) == (3, 5)
 
 
 # --- what is refused
@@ -157,8 +186,9 @@ def test_other_formats_are_refused(format):
     "content", [b"", b"text", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", bytes(99)]
 )
 def test_what_is_no_image_is_refused(content):
-    with pytest.raises(BadImage):
-        decode_image(content)
+    for read in (decode_image, read_size):
+        with pytest.raises(BadImage):
+            read(content)
 
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP"])
@@ -174,8 +204,9 @@ def test_an_image_that_was_cut_is_refused(format):
 def test_an_image_that_claims_to_be_huge_is_refused_at_once(size):
     assert size[0] * size[1] > MAX_PIXELS
     start = time.process_time()
-    with pytest.raises(BadImage, match="pixels"):
-        decode_image(_png_that_claims(*size))
+    for read in (decode_image, read_size):
+        with pytest.raises(BadImage, match="pixels"):
+            read(_png_that_claims(*size))
     assert time.process_time() - start < 0.5
 
 
@@ -201,8 +232,9 @@ def test_a_file_of_too_many_bytes_is_refused(monkeypatch):
     content = encode_png(tiny_image(0, 16))
     monkeypatch.setattr(module, "MAX_BYTES", len(content))
     assert decode_image(content).shape == (16, 16, 3)
-    with pytest.raises(BadImage, match="more than"):
-        decode_image(content + b"\0")
+    for read in (decode_image, read_size):
+        with pytest.raises(BadImage, match="more than"):
+            read(content + b"\0")
 
 
 @pytest.mark.parametrize("content", [b"", b"text", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"])
@@ -228,6 +260,7 @@ def test_damage_is_read_or_refused_but_nothing_else(format):
         try:
             image = decode_image(damaged)
             assert (image.dtype, image.ndim, image.shape[2]) == (np.uint8, 3, 3)
+            assert read_size(damaged) == image.shape[:2]
         except BadImage:
             refused += 1
     assert refused

@@ -75,7 +75,8 @@ def test_every_part_is_read_in_its_own_order():
 
 
 def test_parts_come_by_weight():
-    part = _part_of(_mixture().samples(0, PERIOD)[:, 0])
+    parts = [Order([10**6], seed, block_shards=1, first_shard=seed) for seed in range(3)]
+    part = Mixture(parts, [2, 1, 1], seed=5).samples(0, PERIOD)[:, 0]
     assert np.bincount(part).tolist() == [PERIOD // 2, PERIOD // 4, PERIOD // 4]
 
 

@@ -2,8 +2,10 @@
 
 import io
 import json
+import pickle
 from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,11 +13,14 @@ import pytest
 from numpy.typing import NDArray
 
 from conf.compose import compose_config
+from conf.groups import SourceConfig
 from data.arrays import dump_array
 from data.image import encode_png
+from data.ingest import make_dataset
 from data.manifest import EMPTY_TEXT, LatentSpec, Manifest, TextSpec, sha256
 from data.sample import CAPTION, META, MOMENTS, TEXT, RawSample
-from data.shard import IMAGE_MEMBERS, begin_dataset, commit_dataset, commit_shard, make_dataset
+from data.shard import IMAGE_MEMBERS, begin_dataset, commit_dataset, commit_shard
+from data.sources import build_source, open_part
 from data.storage import open_prefix
 
 LATENT_MEMBERS = (MOMENTS, TEXT, META)
@@ -108,6 +113,13 @@ def run_shard(out: Path | str, *overrides: str) -> Manifest:
     told = dict(override.split("=", 1) for override in overrides)
     settings = {**usual, **told, "out": str(out)}
     return make_dataset(compose_config("shard", [f"{k}={v}" for k, v in settings.items()]))
+
+
+def whole_source(config: SourceConfig, size: int = 16) -> Any:
+    """A source with the `keys` of all its pairs and `pair`, as another process sees them."""
+    source = build_source(config)
+    part = open_part(config, size, pickle.loads(pickle.dumps(source.part(0, source.samples))))
+    return SimpleNamespace(settings=source.settings, keys=part.keys, pair=part.pair)
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
