@@ -147,6 +147,11 @@ class Corpus:
 
         return twice(attempt, lambda: self._forget(samples))
 
+    def stop_waiting(self) -> None:
+        """Have every read that waits for a store that is gone fail, from now on."""
+        for dataset in self.datasets:
+            dataset.stop_waiting()
+
     def shards_ahead(self, place: int) -> list[tuple[int, int]]:
         """Dataset and shard of what is read at `place` and soon after, in the order of need."""
         found = []

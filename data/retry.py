@@ -10,7 +10,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import TypeVar
 
@@ -53,6 +53,10 @@ class ShortBody(OSError):
     """An answer that looked whole and held fewer bytes than the object has there."""
 
 
+class StoppedWaiting(RunError):
+    """Told not to wait for a store any longer."""
+
+
 class Fault(Enum):
     """What an error asks for."""
 
@@ -72,6 +76,7 @@ class Patience:
         say_every: Between two lines about waiting, over all threads of the process.
         short_bodies: How many short bodies one operation takes. A store that answers, and answers
             wrongly each time, holds a broken object: waiting does not mend it.
+        stop: Ends all waits once it is set, and every later one at once.
     """
 
     base: float = 0.02
@@ -79,6 +84,7 @@ class Patience:
     limit: float = 600.0
     say_every: float = 10.0
     short_bodies: int = 8
+    stop: threading.Event = field(default_factory=threading.Event, compare=False)
 
 
 def backoff(attempt: int, chance: float, patience: Patience) -> float:
@@ -133,6 +139,7 @@ def persist(
 
     Raises:
         RunError: The store was waited for in vain.
+        StoppedWaiting: `patience.stop` was set.
     """
     faults = short_bodies = 0
     renewed = spoke = False
@@ -158,7 +165,8 @@ def persist(
                 raise _given_up(where, error, waited) from error
             spoke |= _say_waiting(where, error, waited, patience)
             pause = backoff(faults, random.SystemRandom().random(), patience)
-            time.sleep(min(pause, patience.limit - waited))
+            if patience.stop.wait(min(pause, patience.limit - waited)):
+                raise StoppedWaiting(f"{where}: stopped while it was waited for") from error
             faults += 1
         else:
             if spoke:

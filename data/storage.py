@@ -51,7 +51,7 @@ class Prefix:
     url: str
     fs: Any = field(repr=False, compare=False)
     root: str
-    patience: Patience = field(default=Patience(), repr=False, compare=False)
+    patience: Patience = field(default_factory=Patience, repr=False, compare=False)
 
     @property
     def local(self) -> Path | None:

@@ -142,6 +142,11 @@ class Dataset:
         self.open_shard.cache_clear()
         return True
 
+    def stop_waiting(self) -> None:
+        """Have every read that waits for a store that is gone fail, from now on."""
+        for prefix in (self.prefix, self.tars):
+            prefix.patience.stop.set()
+
     def count_keys(self, keys: Collection[str]) -> int:
         """How many of the dataset's samples have one of these keys; reads the indexes alone."""
         wanted = np.array([key.encode() for key in keys])

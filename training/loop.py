@@ -18,6 +18,7 @@ from data.claim import claim, claimed
 from data.corpus import Corpus
 from data.loader import Loader
 from data.progress import peak_memory, progress, say, write_summary
+from data.retry import StoppedWaiting
 from data.storage import Prefix, open_prefix
 from training.ema import ema_weight, update_ema
 from training.engine.checkpoint import (
@@ -132,7 +133,7 @@ class _Loop:
             out,
             tracker,
         )
-        self.start = self.progress = start
+        self.start = self.progress = self.saved = start
         self.ema = ema
         self.weights = [parameter.detach() for parameter in engine.module.parameters()]
         self.began = time.perf_counter()
@@ -141,28 +142,36 @@ class _Loop:
     def run(self) -> None:
         total, main = self.config.train.samples, self.engine.world.main
         shown = progress(self.task.command, total, self.progress.samples_seen, shown=main)
-        with stop_flag() as stop, shown as meter:
+        done = False
+        with stop_flag(self.task.data.stop_waiting) as stop, shown as meter:
             for micro_batches, waited in self._batches():
+                # Asked before the step: a rank that stopped waiting for data has none to make.
+                if self.engine.any(stop.requested or micro_batches is None):
+                    break
                 means = self._step(micro_batches)
                 self.interval.add(waited, self.config.batch_size)
                 meter.advance(self.config.batch_size, f"loss {means['loss']:.4f}")
                 done = self.progress.samples_seen >= total
                 if done or self._due(self.config.tracking.log_every_samples):
                     self._log(means)
-                stopping = self.engine.any(stop.requested)
-                if done or stopping or self._due(self.config.checkpoint.every_samples):
+                if done or self._due(self.config.checkpoint.every_samples):
                     self._save()
-                if done or stopping:
+                if done:
                     break
+            if not done and self.progress != self.saved:
+                self._save()
         self._summarise()
-        if stopping and not done:
+        if not done:
             raise Preempted(
                 f"stopped after {self.progress.samples_seen:,} samples, checkpoint saved; "
                 "the same command goes on from there"
             )
 
-    def _batches(self) -> Iterator[tuple[list[Any], float]]:
-        """This rank's micro-batches of each global batch, and the seconds waited for them."""
+    def _batches(self) -> Iterator[tuple[list[Any] | None, float]]:
+        """This rank's micro-batches of each global batch, and the seconds waited for them.
+
+        None for a batch that waited for a store that is gone when the run was told to stop.
+        """
         config, world = self.config, self.engine.world
         micro = micro_batch(config.batch_size, config.micro_batch_size, world.size)
         loader = Loader(
@@ -179,7 +188,10 @@ class _Loop:
         with contextlib.closing(loader):
             while True:
                 asked = time.perf_counter()
-                micro_batches = [next(loader) for _ in range(steps)]
+                try:
+                    micro_batches = [next(loader) for _ in range(steps)]
+                except StoppedWaiting:
+                    micro_batches = None
                 yield micro_batches, time.perf_counter() - asked
 
     def _step(self, micro_batches: list[Any]) -> dict[str, float]:
@@ -219,6 +231,7 @@ class _Loop:
         keep = self.config.checkpoint.keep_last
         self.tracker.write()
         save_checkpoint(self.out, self.engine, self.ema, self.progress, keep)
+        self.saved = self.progress
 
     def _peak_memory(self) -> float:
         """Bytes, over all ranks."""

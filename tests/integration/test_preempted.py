@@ -39,8 +39,8 @@ def test_a_signal_saves_and_asks_to_be_started_again(
     assert "checkpoint saved; the same command goes on from there" in ended.output
     assert "Traceback" not in ended.output
     assert periodic % 100 == 0
-    assert steps(run)[-1] > periodic
-    assert steps(run)[-1] % 100, "it went on to the next periodic checkpoint"
+    # Equal if the signal came while the periodic one was written.
+    assert periodic <= steps(run)[-1] < periodic + 100
 
 
 def test_a_checkpoint_that_cannot_be_written_is_no_preemption(tmp_path: Path) -> None:
