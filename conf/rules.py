@@ -7,7 +7,13 @@ from typing import Any
 
 from conf.enums import Crop, EngineKind, ImageFormat
 from conf.errors import UserError
-from conf.groups import KLAutoencoderConfig, TableSource, TrainedAutoencoderConfig, WebDatasetSource
+from conf.groups import (
+    DataConfig,
+    KLAutoencoderConfig,
+    TableSource,
+    TrainedAutoencoderConfig,
+    WebDatasetSource,
+)
 from conf.schema import AutoencoderCommand, CacheCommand, SampleCommand, ShardCommand, TrainCommand
 
 
@@ -87,6 +93,7 @@ def micro_batch(batch_size: int, micro_batch_size: int | None, ranks: int) -> in
 
 
 def _training(config: AutoencoderCommand | TrainCommand) -> None:
+    _mixture(config.data)
     if len(config.optimizer.betas) != 2:
         raise UserError(
             f"optimizer.betas={config.optimizer.betas}", "are not two numbers", "give [0.9,0.999]"
@@ -100,6 +107,22 @@ def _training(config: AutoencoderCommand | TrainCommand) -> None:
     if config.cluster.kind != "local":
         raise UserError(f"cluster={config.cluster.kind}", "is not known", "choose cluster=local")
     micro_batch(config.batch_size, config.micro_batch_size, config.cluster.processes)
+
+
+def _mixture(config: DataConfig) -> None:
+    urls = [config.url, *config.also]
+    if len(set(urls)) != len(urls):
+        raise UserError(
+            f"data.also={config.also}",
+            "names a dataset twice",
+            "name each once, and weigh it with data.weights",
+        )
+    if config.weights is not None and len(config.weights) != len(urls):
+        raise UserError(
+            f"data.weights={config.weights}",
+            f"does not weigh the {len(urls)} datasets",
+            "give one number for data.url and one for each of data.also",
+        )
 
 
 def _images(config: ShardCommand) -> None:

@@ -18,6 +18,7 @@ from conf.groups import (
     EngineConfig,
     FilterConfig,
     FolderSource,
+    ImageDataConfig,
     KLAutoencoderConfig,
     MetricsConfig,
     OpenMojiSource,
@@ -95,7 +96,7 @@ class AutoencoderCommand:
     """Train stage one on a dataset of images."""
 
     out: str = setting("URL of the run to write")
-    data: DataConfig = group(DataConfig, "the dataset of images")
+    data: ImageDataConfig = group(ImageDataConfig, "the dataset of images")
     autoencoder: AutoencoderConfig = group(AutoencoderConfig, "the model")
     kl_weight: float = setting("weight of the KL term against the reconstruction", 1e-6, low=0)
     train: TrainingConfig = group(TrainingConfig, "length and seed")
@@ -183,6 +184,17 @@ class VerifyCommand:
     """Read a dataset end to end against its manifest and name what is broken."""
 
     data: DatasetConfig = group(DatasetConfig, "the dataset")
+    samples: int = setting(
+        "samples to draw over all shards, read and decode; 0 reads every byte", 0, low=0
+    )
+    seed: int = setting("seed of that draw", 0, low=0, high=4611686018427387904)
+    decode: bool = setting("whether every sample is also decoded, when every byte is read", False)
+    threads: int = setting("shards read at the same time by a rank", 4, low=1, high=64)
+    out: str | None = setting(
+        "URL of a folder for broken.json and a record of every whole shard, which a rerun skips; "
+        "null writes nothing",
+        None,
+    )
 
 
 @dataclass(kw_only=True, slots=True)

@@ -74,7 +74,7 @@ class Patience:
             wrongly each time, holds a broken object: waiting does not mend it.
     """
 
-    base: float = 0.1
+    base: float = 0.02
     cap: float = 20.0
     limit: float = 600.0
     say_every: float = 10.0

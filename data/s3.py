@@ -13,6 +13,10 @@ _CREATOR = "creator"  # metadata of an object
 _renewing = threading.Lock()
 
 
+class Replaced(Exception):
+    """An object is no longer the version that was asked for."""
+
+
 def s3_options() -> dict[str, Any]:
     """Options of the file system."""
     return {"config_kwargs": {"retries": _RETRIES}}

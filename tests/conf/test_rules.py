@@ -215,6 +215,29 @@ def test_caption_columns_and_weights_that_fit_are_taken():
         check(_with("shard", source=source))
 
 
+@pytest.mark.parametrize("command", ["autoencoder", "train"])
+@pytest.mark.parametrize(
+    ("also", "weights", "setting"),
+    [
+        (["a", "a"], None, "data.also"),
+        (["1"], None, "data.also"),  # that of data.url
+        (["a"], [1.0], "data.weights"),
+        ([], [1.0, 1.0], "data.weights"),
+        (["a"], [1.0, 0.0], "data.weights"),
+        (["a"], [1.0, -1.0], "data.weights"),
+        (["a"], [1.0, float("nan")], "data.weights"),
+    ],
+)
+def test_datasets_and_weights_that_do_not_fit_are_refused(command, also, weights, setting):
+    error = _refused(_with(command, data__also=also, data__weights=weights))
+    assert error.setting.startswith(f"{setting}=")
+
+
+def test_datasets_and_weights_that_fit_are_taken():
+    for also, weights in (([], None), (["a"], None), (["a"], [3.0, 0.5]), ([], [2.0])):
+        check(_with("train", data__also=also, data__weights=weights))
+
+
 def test_the_step_of_buckets_divides_the_size():
     check(_with("shard", size=100))
     with pytest.raises(UserError, match=r"buckets.step=64: does not divide size=100; .* is 128"):

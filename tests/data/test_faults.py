@@ -157,9 +157,7 @@ def test_a_large_file_is_read_in_pieces_that_are_checked(proxy, prefix, monkeypa
     proxy.planned.extend([None, Fault.SHORT, None, Fault.BROKEN])
     assert prefix.read("a") == content
     assert (proxy.done[Fault.SHORT], proxy.done[Fault.BROKEN]) == (1, 1)
-    # The size, 11 pieces of which the last is asked about once more, as is the short one; and
-    # those two pieces again: not the whole file.
-    assert proxy.served == 1 + 11 + 2 + 2
+    assert proxy.served == 1 + 11 + 2  # the size, the pieces, and two pieces again: not the file
 
 
 def test_everything_lives_through_refusals(proxy, bare):
@@ -195,11 +193,14 @@ def test_an_answer_that_does_not_come_in_time_is_asked_for_again(proxy, prefix):
     assert proxy.done[Fault.LATE] == 1
 
 
-def test_the_tries_of_s3fs_and_botocore_do_not_multiply(proxy, prefix):
+def test_the_tries_of_the_clients_do_not_multiply(proxy, prefix):
     proxy.shares = {Fault.SLOW_DOWN: 1.0}
-    with pytest.raises(RunError, match="reduce your request rate"):
-        replace(prefix, patience=replace(HASTY, limit=0.0)).read_range("a", 0, 1)
-    assert proxy.served == 3
+    once = replace(prefix, patience=replace(HASTY, limit=0.0))
+    for use, tries in ((lambda: once.write("a", b"1"), 3), (lambda: once.read_range("a", 0, 1), 1)):
+        proxy.served = 0
+        with pytest.raises(RunError, match="reduce your request rate"):
+            use()
+        assert proxy.served == tries
 
 
 def test_a_local_file_is_tried_once(tmp_path, monkeypatch):

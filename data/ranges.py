@@ -1,0 +1,91 @@
+"""Reading many byte ranges of remote files, many requests in flight.
+
+Owns the threads that wait for answers; each span's faults are `Prefix.read_range`'s affair, so that
+one that fails is tried again alone.
+"""
+
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from data.storage import PIECE, PIECES_AT_ONCE, Prefix
+
+AT_ONCE = 64  # requests in flight, over all threads of the process
+
+_making = threading.Lock()
+_pools: dict[int, ThreadPoolExecutor] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A range of bytes of a file.
+
+    Args:
+        name: The file's name within its prefix.
+        start: Its first byte.
+        length: In bytes.
+    """
+
+    name: str
+    start: int
+    length: int
+
+
+def read_spans(prefix: Prefix, spans: Sequence[Span]) -> list[memoryview]:
+    """The bytes of each span, in the order asked for. May be called from several threads at once.
+
+    Args:
+        prefix: Where the files are.
+        spans: What to read.
+
+    Returns:
+        Read-only views of bytes; shorter than asked for only where a file ends.
+
+    Raises:
+        FileNotFoundError: One of the files is not there.
+    """
+    content: list[memoryview] = [memoryview(b"")] * len(spans)
+    places = iter(range(len(spans)))  # each taken once: drawing from a range is one step
+
+    def read_some() -> None:
+        for place in places:
+            content[place] = _read(prefix, spans[place])
+
+    futures = [_pool().submit(read_some) for _ in range(min(AT_ONCE, len(spans)))]
+    try:
+        for future in futures:
+            future.result()
+    finally:
+        list(places)  # after a failure the others need not go on
+    return content
+
+
+def read_pieces(prefix: Prefix, name: str, size: int) -> Iterator[memoryview]:
+    """A whole file from its first byte to byte `size`, several pieces in flight."""
+    spans = [Span(name, start, min(PIECE, size - start)) for start in range(0, size, PIECE)]
+    pool = _pool()
+    ahead = [pool.submit(_read, prefix, span) for span in spans[:PIECES_AT_ONCE]]
+    try:
+        for span in [*spans[PIECES_AT_ONCE:], *[None] * len(ahead)]:
+            yield ahead.pop(0).result()
+            if span:
+                ahead.append(pool.submit(_read, prefix, span))
+    finally:
+        for future in ahead:
+            future.cancel()
+
+
+def _read(prefix: Prefix, span: Span) -> memoryview:
+    return memoryview(prefix.read_buffer(span.name, span.start, span.length))
+
+
+def _pool() -> ThreadPoolExecutor:
+    """The threads of this process; a forked child has none of its parent's."""
+    with _making:
+        pid = os.getpid()
+        if pid not in _pools:
+            _pools.clear()
+            _pools[pid] = ThreadPoolExecutor(AT_ONCE, "ranges")
+        return _pools[pid]
