@@ -217,6 +217,18 @@ def test_a_tar_that_was_cut_anywhere_is_named(tmp_path):
         assert files_of(tmp_path / "out") == {}
 
 
+@pytest.mark.parametrize("same", [True, False])
+def test_a_place_is_free_again_once_a_cut_tar_was_found(tmp_path, same):
+    folder = tmp_path / "in"
+    out = folder if same else tmp_path / "out"
+    write_tars(folder, a=make_tar(*tar_sample(0)), b=make_tar(*tar_sample(1))[:700])
+    assert _refused(folder, out).wrong.startswith("b.tar ")
+    left = set(files_of(out))
+    assert left == ({"a.tar", "b.tar"} if same else set())
+    write_tars(folder, b=make_tar(*tar_sample(1)))
+    assert _adopt(folder, out).samples == 2
+
+
 def test_two_tars_in_one_file_are_named(tmp_path):
     write_tars(tmp_path / "in", a=make_tar(*tar_sample(0)) + make_tar(*tar_sample(1)))
     error = _refused(tmp_path / "in", tmp_path / "out")
