@@ -215,7 +215,9 @@ def _read(data: Dataset, shard: int, rows: list[int]) -> tuple[list[RawSample], 
             images.append(fit(image_of(sample), height, width))
         except BadImage as error:
             where = data.name_of(shard, row)
-            raise RunError(f"{where}: {error}; make the dataset again without it") from error
+            raise RunError(
+                f"{where}: {error}; leave it out with `ldm shard` source.check=true"
+            ) from error
     return raw, np.stack(images)
 
 

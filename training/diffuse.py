@@ -161,7 +161,7 @@ def load_trained(url: str) -> TrainedModel:
     checkpoint = require_checkpoint(out)
     diffusion = OmegaConf.to_object(OmegaConf.merge(DiffusionConfig, run["diffusion"]))
     assert isinstance(diffusion, DiffusionConfig)
-    data = _trained_on(out, run)
+    data = datasets_of(out, run)
     manifest = data[0].manifest
     assert manifest.latents is not None and manifest.text is not None
     unet = build_unet(UNetConfig(**run["unet"]), manifest)
@@ -202,7 +202,7 @@ def load_trained(url: str) -> TrainedModel:
     )
 
 
-def _trained_on(out: Prefix, run: dict[str, Any]) -> tuple[Dataset, ...]:
+def datasets_of(out: Prefix, run: dict[str, Any]) -> tuple[Dataset, ...]:
     """The datasets of a run.
 
     Raises:

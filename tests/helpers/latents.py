@@ -19,6 +19,7 @@ from training.engine.checkpoint import Checkpoint, latest_checkpoint
 from training.engine.fragments import Fragment
 
 CHANNELS, SIZE, WIDTH = 4, 8, 12
+SQUARE = (8 * SIZE, 8 * SIZE)
 SMALL_UNET = (
     "unet.channels=16",
     "unet.channel_mult=[1,2]",
@@ -30,12 +31,23 @@ SMALL_UNET = (
 )
 
 
-def write_latents(folder: Path, shards: Iterable[int] = (20, 17), seed: int = 0) -> Manifest:
-    """Writes a dataset of latents with as many samples a shard as told."""
+def write_latents(
+    folder: Path,
+    shards: Iterable[int] = (20, 17),
+    seed: int = 0,
+    buckets: tuple[tuple[int, int], ...] = (SQUARE,),
+) -> Manifest:
+    """Writes a dataset of latents with as many samples a shard as told, of all buckets in turn."""
     out, chance = open_prefix(str(folder), "out"), np.random.default_rng(seed)
     begin_dataset(out, {"kind": "latents", "seed": seed})
     entries = [
-        commit_shard(out, f"{i:05d}", _samples(chance, i, count), (MOMENTS, TEXT, META), 1)
+        commit_shard(
+            out,
+            f"{i:05d}",
+            _samples(chance, i, count, buckets),
+            (MOMENTS, TEXT, META),
+            len(buckets),
+        )
         for i, count in enumerate(shards)
     ]
     empty = dump_array(chance.standard_normal((2, WIDTH)).astype(np.float16))
@@ -43,7 +55,7 @@ def write_latents(folder: Path, shards: Iterable[int] = (20, 17), seed: int = 0)
     per_channel = (1.0,) * CHANNELS
     manifest = Manifest(
         kind="latents",
-        buckets=((8 * SIZE, 8 * SIZE),),
+        buckets=buckets,
         members=(MOMENTS, TEXT, META),
         shards=tuple(entry.shard for entry in entries),
         identity="of a test",
@@ -65,14 +77,17 @@ def write_latents(folder: Path, shards: Iterable[int] = (20, 17), seed: int = 0)
     return manifest
 
 
-def _samples(chance: np.random.Generator, shard: int, count: int) -> Iterable[RawSample]:
+def _samples(
+    chance: np.random.Generator, shard: int, count: int, buckets: tuple[tuple[int, int], ...]
+) -> Iterable[RawSample]:
     for i in range(count):
-        moments = chance.standard_normal((2 * CHANNELS, SIZE, SIZE))
+        height, width = buckets[i % len(buckets)]
+        moments = chance.standard_normal((2 * CHANNELS, height // 8, width // 8))
         moments[CHANNELS:] -= 4
         text = chance.standard_normal((int(chance.integers(1, 6)), WIDTH))
         arrays = {MOMENTS: moments, TEXT: text}
         members = {name: dump_array(value.astype(np.float16)) for name, value in arrays.items()}
-        yield RawSample(f"{shard}-{i:03d}", {**members, META: b"{}"})
+        yield RawSample(f"{shard}-{i:03d}", {**members, META: b"{}"}, i % len(buckets))
 
 
 def train_small(latents: Path, out: Path, *overrides: str) -> None:
