@@ -54,10 +54,8 @@ def claimed(out: Prefix) -> dict[str, Any] | None:
     return settings
 
 
-def release(out: Prefix, *beginnings: str) -> None:
-    """Give up a claim, and remove the folders of what was begun."""
-    for folder in beginnings:
-        out.remove(folder)
+def release(out: Prefix) -> None:
+    """Give up a claim on a place where nothing is left of the work."""
     out.remove(SETTINGS)
 
 

@@ -24,7 +24,7 @@ from data.process import run_tasks
 from data.progress import peak_memory, progress, say, write_summary
 from data.ranks import Ranks, this_rank
 from data.reshard import BYTES_PER_PIXEL, ENLARGED, ShardTask, image_members, make_shard
-from data.shard import ShardEntry, begin_dataset, commit_dataset, finished_shards
+from data.shard import ShardEntry, begin_dataset, commit_dataset, finished_shards, forget_shards
 from data.sift import SKIPPED, Skipped, check_budget, read_skipped, skipped_of
 from data.sources import BadSource, Source, build_source, require_pairs
 from data.sources.tars import Tars, list_tars
@@ -81,9 +81,8 @@ def make_dataset(config: ShardCommand) -> Manifest | None:
         plan = _plan(config, source, out, ranks)
         entries, made = _make_shards(config, plan, out, ranks)
     except BadSource:
-        # Once it is mended it is another source, and nothing of this fits.
-        if ranks.world_size == 1 and not _beside(source, out):
-            release(out, SEARCHES, "index")
+        if ranks.world_size == 1:
+            _give_up(config, source, out)
         raise
     if made and _look(config).settings != source.settings:
         raise RunError("the source has changed since the command began; choose another out")
@@ -172,6 +171,15 @@ def _plan(config: ShardCommand, source: Source | Tars, out: Prefix, ranks: Ranks
 
     names = shard_names(samples, size)
     return Plan(names, task, partial(make_shard, config), samples, image_members(config))
+
+
+def _give_up(config: ShardCommand, source: Source | Tars, out: Prefix) -> None:
+    """Leave a place free for the source once it is mended: then it is another one."""
+    if isinstance(source, Tars) and _in_place(config):
+        forget_shards(out, shard_names(len(source.names), 1))
+    else:
+        out.remove(SEARCHES)
+    release(out)
 
 
 def _plan_in_place(config: ShardCommand, tars: Tars) -> Plan:

@@ -130,6 +130,17 @@ def finished_shards(out: Prefix, names: Sequence[str]) -> dict[str, ShardEntry]:
         return {name: entry for name, entry in entries if entry}
 
 
+def forget_shards(out: Prefix, names: Sequence[str]) -> None:
+    """Take back indexes and entries of shards, so that they count as not begun."""
+    there = set(out.names("index"))
+    for name in names:
+        for extension in ("json", "npy"):
+            if f"{name}.{extension}" in there:
+                out.remove(f"index/{name}.{extension}")
+    if not out.names("index"):
+        out.remove("index")
+
+
 def commit_dataset(out: Prefix, finished: Manifest) -> None:
     """Write the manifest: from here on the dataset exists."""
     try:

@@ -54,7 +54,7 @@ def table_source(config: TableSource) -> Source:
     settings = {
         "path": config.path,
         "count": table.num_rows,
-        "content": prefix.version(name),
+        "content": table.version,
         "image_column": config.image_column,
         "captions": dict(zip(config.caption_columns, _weights(config), strict=True)),
     }

@@ -33,12 +33,14 @@ class Rows:
         last: Number of the row after the last.
         places: Where each of them ends in the file, behind where the first begins; none where the
             file knows by itself.
+        version: Of the file when this was found.
     """
 
     columns: tuple[str, ...]
     first: int
     last: int
     places: "array[int]"
+    version: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,15 +51,17 @@ class Table:
         columns: The names of the columns.
         num_rows: How many rows there are.
         places: Where the first row begins and where each row ends, in bytes; or none.
+        version: What tells the file from others that had its name.
     """
 
     columns: tuple[str, ...]
     num_rows: int
     places: "array[int]"
+    version: str
 
     def part(self, first: int, last: int) -> Rows:
         """The rows from one number up to another."""
-        return Rows(self.columns, first, last, self.places[first : last + 1])
+        return Rows(self.columns, first, last, self.places[first : last + 1], self.version)
 
 
 def open_table(prefix: Prefix, name: str) -> Table:
@@ -71,7 +75,7 @@ def open_table(prefix: Prefix, name: str) -> Table:
     if opener is None:
         raise UserError(where, "is no table", f"give a file of {', '.join(_OPENERS)}")
     try:
-        return opener(prefix, name, where)
+        return opener(prefix, name, prefix.version(name), where)
     except FileNotFoundError:
         raise UserError(where, "is not there", "give the URL of a table") from None
 
@@ -82,18 +86,14 @@ def open_rows(prefix: Prefix, name: str, rows: Rows) -> Callable[[int], dict[str
     Raises:
         RunError: The table is not what it was when its rows were found.
     """
+    if prefix.version(name) != rows.version:
+        raise RunError(f"{name} has changed since the command began; choose another out")
     if _format(name) == "parquet":
         where = f"source.path={prefix.url.rstrip('/')}/{name}"
-        return _parquet_row(prefix, name, prefix.version(name), where)
+        return _parquet_row(prefix, name, rows.version, where)
     start = rows.places[0]
     content = prefix.read_range(name, start, rows.places[-1] - start)
-    try:
-        row, count = (_jsonl_rows if _format(name) == "jsonl" else _csv_rows)(content, name, rows)
-    except (UnicodeDecodeError, csv.Error):
-        count = -1
-    if count != rows.last - rows.first:
-        raise RunError(f"{name} has changed since the command began; choose another out")
-    return row
+    return _jsonl_row(content, rows) if _format(name) == "jsonl" else _csv_row(content, name, rows)
 
 
 def _format(name: str) -> str:
@@ -114,7 +114,7 @@ def _lines(prefix: Prefix, name: str) -> Iterator[bytes]:
         yield rest
 
 
-def _csv(prefix: Prefix, name: str, where: str) -> Table:
+def _csv(prefix: Prefix, name: str, version: str, where: str) -> Table:
     position = 0
 
     def text() -> Iterator[str]:
@@ -136,10 +136,10 @@ def _csv(prefix: Prefix, name: str, where: str) -> Table:
     columns = tuple(header or ())
     if len(set(columns)) != len(columns):
         raise UserError(where, "has two columns of one name", "rename one of them")
-    return Table(columns, max(0, len(places) - 1), places)
+    return Table(columns, max(0, len(places) - 1), places, version)
 
 
-def _csv_rows(content: bytes, name: str, rows: Rows) -> tuple[Callable[[int], dict[str, Any]], int]:
+def _csv_row(content: bytes, name: str, rows: Rows) -> Callable[[int], dict[str, Any]]:
     lines = io.StringIO(content.decode("utf-8"), newline="")
     records = [one for one in csv.reader(lines, delimiter=_delimiter(name), strict=True) if one]
 
@@ -149,14 +149,14 @@ def _csv_rows(content: bytes, name: str, rows: Rows) -> tuple[Callable[[int], di
             raise BadRow(f"has {len(cells)} cells, the table has {len(rows.columns)} columns")
         return dict(zip(rows.columns, cells, strict=True))
 
-    return row, len(records)
+    return row
 
 
 def _delimiter(name: str) -> str:
     return "\t" if _format(name) == "tsv" else ","
 
 
-def _jsonl(prefix: Prefix, name: str, where: str) -> Table:
+def _jsonl(prefix: Prefix, name: str, version: str, where: str) -> Table:
     columns: dict[str, None] = {}
     position, places = 0, array("Q", [0])
     for line in _lines(prefix, name):
@@ -169,14 +169,12 @@ def _jsonl(prefix: Prefix, name: str, where: str) -> Table:
                 columns.update(dict.fromkeys(json_object(line)))
             except BadRow:
                 continue
-    return Table(tuple(columns), len(places) - 1, places)
+    return Table(tuple(columns), len(places) - 1, places, version)
 
 
-def _jsonl_rows(
-    content: bytes, name: str, rows: Rows
-) -> tuple[Callable[[int], dict[str, Any]], int]:
+def _jsonl_row(content: bytes, rows: Rows) -> Callable[[int], dict[str, Any]]:
     lines = [line for line in content.split(b"\n") if line.strip()]
-    return lambda number: json_object(lines[number - rows.first]), len(lines)
+    return lambda number: json_object(lines[number - rows.first])
 
 
 def json_object(content: bytes) -> dict[str, Any]:
@@ -200,9 +198,9 @@ def _finite(digits: str) -> float | None:
     return number if abs(number) < float("inf") else None
 
 
-def _parquet(prefix: Prefix, name: str, where: str) -> Table:
-    file = _parquet_file(prefix, name, prefix.version(name), where)
-    return Table(tuple(file.schema_arrow.names), file.metadata.num_rows, array("Q"))
+def _parquet(prefix: Prefix, name: str, version: str, where: str) -> Table:
+    file = _parquet_file(prefix, name, version, where)
+    return Table(tuple(file.schema_arrow.names), file.metadata.num_rows, array("Q"), version)
 
 
 @lru_cache(maxsize=1)  # a process makes many parts of the same file

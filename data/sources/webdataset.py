@@ -14,6 +14,7 @@ from functools import lru_cache
 from itertools import accumulate
 from typing import Any
 
+from conf.errors import RunError
 from conf.groups import WebDatasetSource
 from data.sample import CAPTION, META, Pair
 from data.sources.base import (
@@ -92,7 +93,13 @@ def searches(out: Prefix) -> dict[int, str]:
 
 
 def webdataset_source(tars: Tars, found: Mapping[int, str], out: Prefix) -> Source:
-    """The samples of tars that were all searched, in the tars' order and by key in each."""
+    """The samples of tars that were all searched, in the tars' order and by key in each.
+
+    Raises:
+        RunError: Another process has removed what was found.
+    """
+    if len(found) < len(tars.names):
+        raise lost(out)
     files = [found[number] for number in range(len(tars.names))]
     ends = list(accumulate(int(name.split(".")[1]) for name in files))
 
@@ -107,6 +114,11 @@ def webdataset_source(tars: Tars, found: Mapping[int, str], out: Prefix) -> Sour
         return parts
 
     return Source(ends[-1] if ends else 0, tars.settings, part)
+
+
+def lost(out: Prefix) -> RunError:
+    """The error of finding gone what was found of the tars."""
+    return RunError(f"{out.url}: another process has finished it meanwhile, or begun it anew")
 
 
 @lru_cache(maxsize=2)
@@ -126,12 +138,14 @@ def _places(out: Prefix, name: str, version: str) -> list[Place]:
 def webdataset_part(config: WebDatasetSource, part: Sequence[tuple[str, str, int, int]]) -> Part:
     """The samples of some stretches of what searches found."""
     prefix, setting = open_prefix(config.path, "source.path"), f"source.path={config.path}"
-    places = {
-        place.key: place
-        for url, name, first, last in part
-        for out in [open_prefix(url, "out")]
-        for place in _places(out, name, out.version(name))[first:last]
-    }
+    places: dict[str, Place] = {}
+    for url, name, first, last in part:
+        out = open_prefix(url, "out")
+        try:
+            found = _places(out, name, out.version(name))[first:last]
+        except FileNotFoundError:
+            raise lost(out) from None
+        places |= {place.key: place for place in found}
 
     def pair(key: str) -> Pair:
         place = places[key]
@@ -139,13 +153,13 @@ def webdataset_part(config: WebDatasetSource, part: Sequence[tuple[str, str, int
         if place.fault or place.image is None:
             raise BadSample(setting, where, *(place.fault or ()))
         members = _read(prefix, place)
-        found = meta_member(members.get(META), setting, where)
+        meta = meta_member(members.get(META), setting, where)
         if config.caption_field is None:
             caption = text_of(members[CAPTION], setting, where)
         else:
-            caption = caption_member(found, config.caption_field, setting, where)
+            caption = caption_member(meta, config.caption_field, setting, where)
         image = image_of(members[place.image], setting, where)
-        return Pair(key, image, caption, meta_of(found, key, image))
+        return Pair(key, image, caption, meta_of(meta, key, image))
 
     return Part(tuple(places), pair)
 

@@ -84,7 +84,7 @@ def test_a_crop_is_what_the_json_says_of_it(pictures, tmp_path, crop):
 def test_random_crops_are_of_the_seed_and_the_key_alone(pictures, tmp_path):
     for name, settings in {
         "a": ["seed=1"],
-        "b": ["seed=1", "shard_samples=2", "processes=2"],
+        "b": ["seed=1", "shard_samples=2"],
         "c": ["seed=2"],
     }.items():
         run_shard(tmp_path / name, *pictures, "crop=random", *settings)
@@ -142,9 +142,8 @@ def test_images_are_stored_in_the_format_asked_for(
         assert np.abs(decode_image(content) - wanted).max() <= most
 
 
-@pytest.mark.parametrize("format", ["jpeg", "webp"])
-def test_bytes_are_the_same_for_every_number_of_processes(pictures, tmp_path, format):
-    settings = (*pictures, f"format={format}", "shard_samples=2")
+def test_bytes_are_the_same_for_every_number_of_processes(pictures, tmp_path):
+    settings = (*pictures, "format=webp", "crop=random", "shard_samples=2")
     made = []
     for processes in (1, 2):
         out = tmp_path / str(processes)

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from conf.errors import UserError
+from conf.errors import RunError, UserError
 from conf.groups import DatasetConfig
 from conf.schema import VerifyCommand
 from data import ingest
@@ -207,6 +207,37 @@ def test_a_shard_is_finished_when_its_entry_is_there(images, tmp_path):
 )
 def test_shards_are_as_many_as_the_samples_need(samples, names):
     assert shard_names(samples, 4) == names
+
+
+# --- a source that does not stay as it is
+
+
+def test_a_source_that_changes_meanwhile_is_found_out(images, tmp_path, monkeypatch):
+    make = ingest.make_shard
+
+    def changing(config, task):
+        (images / "004.txt").write_text("another caption")
+        return make(config, task)
+
+    monkeypatch.setattr(ingest, "make_shard", changing)
+    with pytest.raises(RunError, match="the source has changed since the command began"):
+        run_shard(tmp_path / "out", *_folder(images))
+    assert not (tmp_path / "out" / NAME).exists()
+
+
+def test_rows_of_a_table_that_changes_meanwhile_are_not_taken(images, tmp_path, monkeypatch):
+    table = images / "t.csv"
+    table.write_text("image,caption\n" + "".join(f"{i:03d}.png,c\n" for i in range(10)))
+    make = ingest.make_shard
+
+    def changing(config, task):
+        table.write_text(table.read_text().replace(",c\n", ",d\n") + "\n")
+        return make(config, task)
+
+    monkeypatch.setattr(ingest, "make_shard", changing)
+    with pytest.raises(RunError, match=r"t.csv has changed since the command began"):
+        run_shard(tmp_path / "out", "source=table", f"source.path={table}")
+    assert not (tmp_path / "out" / "index").exists()
 
 
 # --- what only the user can mend

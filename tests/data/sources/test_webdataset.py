@@ -1,4 +1,3 @@
-import io
 import json
 import pickle
 import tarfile
@@ -11,42 +10,12 @@ import pytest
 from conf.errors import UserError
 from conf.groups import WebDatasetSource
 from data import ingest, storage
-from data.image import encode_png
 from data.sources import BadSample, open_part, tars
 from data.sources.tars import list_tars
 from data.sources.webdataset import SearchTask, search_tar, searches, webdataset_source
 from data.storage import open_prefix
 from tests.helpers.datasets import files_of, pickled_array, run_shard, tiny_image
-
-PNG = [encode_png(tiny_image(i, 16)) for i in range(6)]
-
-
-def _tar(*members):
-    """A tar of (name, content) or of headers as they are."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as archive:
-        for member in members:
-            if isinstance(member, tarfile.TarInfo):
-                archive.addfile(member)
-                continue
-            name, content = member
-            content = content if isinstance(content, bytes) else content.encode()
-            item = tarfile.TarInfo(name)
-            item.size = len(content)
-            archive.addfile(item, io.BytesIO(content))
-    return buffer.getvalue()
-
-
-def _sample(number, key=None, meta=None):
-    key = key or f"{number:09d}"
-    members = [(f"{key}.png", PNG[number]), (f"{key}.txt", f"caption {number}\n")]
-    return members if meta is None else [*members, (f"{key}.json", json.dumps(meta))]
-
-
-def _header(name, kind, link="000000000.png"):
-    item = tarfile.TarInfo(name)
-    item.type, item.linkname = kind, link
-    return item
+from tests.helpers.tars import PNG, make_tar, tar_header, tar_sample
 
 
 def _source(folder, **settings):
@@ -62,7 +31,7 @@ def _source(folder, **settings):
 
 def _one(tmp_path, *members):
     """The source of one tar."""
-    (tmp_path / "00000.tar").write_bytes(_tar(*members))
+    (tmp_path / "00000.tar").write_bytes(make_tar(*members))
     return _source(tmp_path)
 
 
@@ -85,8 +54,8 @@ def _faults(source):
 def test_tars_give_their_samples(tmp_path):
     (tmp_path / "below").mkdir()
     meta = {"aesthetic": 6.5, "width": 99, "original_size": 1, "group": 3, "x": float("nan")}
-    (tmp_path / "00000.tar").write_bytes(_tar(*_sample(0), *_sample(1, meta=meta)))
-    (tmp_path / "below" / "00000.tar").write_bytes(_tar(*_sample(2)))
+    (tmp_path / "00000.tar").write_bytes(make_tar(*tar_sample(0), *tar_sample(1, meta=meta)))
+    (tmp_path / "below" / "00000.tar").write_bytes(make_tar(*tar_sample(2)))
     (tmp_path / "00000_stats.json").write_text("{}")
     source = _source(tmp_path)
     assert source.keys == (
@@ -113,7 +82,7 @@ def test_tars_give_their_samples(tmp_path):
 
 def test_numbers_that_json_does_not_have_become_null(tmp_path):
     text = '{"a": 1e999, "b": -1e999, "c": Infinity, "d": 1e9}'
-    source = _one(tmp_path, *_sample(0), ("000000000.json", text))
+    source = _one(tmp_path, *tar_sample(0), ("000000000.json", text))
     meta = source.pair(source.keys[0]).meta
     assert [meta[name] for name in "abcd"] == [None, None, None, 1e9]
 
@@ -121,7 +90,7 @@ def test_numbers_that_json_does_not_have_become_null(tmp_path):
 def test_tars_may_lie_anywhere(url, tmp_path):
     folder = tmp_path / "here"
     folder.mkdir()
-    (folder / "a.tar").write_bytes(_tar(*_sample(0), *_sample(1, meta={"a": 1})))
+    (folder / "a.tar").write_bytes(make_tar(*tar_sample(0), *tar_sample(1, meta={"a": 1})))
     for name, content in files_of(folder).items():
         open_prefix(url, "out").write(name, content)
     here, there = _source(folder), _source(url)
@@ -132,7 +101,7 @@ def test_tars_may_lie_anywhere(url, tmp_path):
 
 
 def test_members_of_a_key_need_not_stand_together(tmp_path):
-    pictures, texts = zip(*(_sample(i) for i in range(4)), strict=True)
+    pictures, texts = zip(*(tar_sample(i) for i in range(4)), strict=True)
     filler = ("000000000.npy", bytes(2**18))
     source = _one(tmp_path, *pictures, filler, *reversed(texts))
     assert [source.pair(key).caption for key in source.keys] == [f"caption {i}" for i in range(4)]
@@ -142,7 +111,7 @@ def test_members_of_a_key_need_not_stand_together(tmp_path):
 
 def test_a_sample_is_one_read_and_what_lies_between_far_members_is_not_read(tmp_path, monkeypatch):
     far = ("000000001.npy", bytes(2**18))
-    source = _one(tmp_path, *_sample(0), *_sample(1)[:1], far, *_sample(1)[1:])
+    source = _one(tmp_path, *tar_sample(0), *tar_sample(1)[:1], far, *tar_sample(1)[1:])
     read, lengths = storage.Prefix.read_range, []
 
     def counted(self, name, start, length):
@@ -157,14 +126,14 @@ def test_a_sample_is_one_read_and_what_lies_between_far_members_is_not_read(tmp_
 
 
 def test_names_may_be_spelt_in_other_ways(tmp_path):
-    members = [_header("a", tarfile.DIRTYPE), ("./a/1.PNG", PNG[0]), ("a/1.TXT", "c")]
+    members = [tar_header("a", tarfile.DIRTYPE), ("./a/1.PNG", PNG[0]), ("a/1.TXT", "c")]
     source = _one(tmp_path, *members)
     assert source.keys == ("00000~~a~2f~1",)
     assert source.pair(source.keys[0]).caption == "c"
 
 
 def test_other_members_are_not_opened(tmp_path):
-    source = _one(tmp_path, *_sample(0), ("000000000.pyd", pickled_array()))
+    source = _one(tmp_path, *tar_sample(0), ("000000000.pyd", pickled_array()))
     assert source.pair(source.keys[0]).caption == "caption 0"
     (found,) = _found(source.source)
     assert sorted(found["members"]) == ["png", "txt"]
@@ -179,7 +148,9 @@ def _found(source):
 
 def test_a_part_is_a_stretch_of_tars_in_order(tmp_path):
     for tar, count in (("a", 2), ("b", 0), ("c", 1), ("d", 3)):
-        (tmp_path / f"{tar}.tar").write_bytes(_tar(*(m for i in range(count) for m in _sample(i))))
+        (tmp_path / f"{tar}.tar").write_bytes(
+            make_tar(*(m for i in range(count) for m in tar_sample(i)))
+        )
     whole = _source(tmp_path)
     assert [key.partition("~~")[0] for key in whole.keys] == list("aacddd")
     config = WebDatasetSource(path=str(tmp_path))
@@ -192,9 +163,9 @@ def test_a_part_is_a_stretch_of_tars_in_order(tmp_path):
 
 def test_keys_of_folders_and_tars_do_not_meet(tmp_path):
     (tmp_path / "a").mkdir()
-    (tmp_path / "a.tar").write_bytes(_tar(*_sample(0, "b/c")))
-    (tmp_path / "a" / "b.tar").write_bytes(_tar(*_sample(1, "c")))
-    (tmp_path / "a.TAR").write_bytes(_tar(*_sample(2, "b/c")))
+    (tmp_path / "a.tar").write_bytes(make_tar(*tar_sample(0, "b/c")))
+    (tmp_path / "a" / "b.tar").write_bytes(make_tar(*tar_sample(1, "c")))
+    (tmp_path / "a.TAR").write_bytes(make_tar(*tar_sample(2, "b/c")))
     source = _source(tmp_path)
     assert sorted(source.pair(key).caption for key in source.keys) == [
         f"caption {i}" for i in range(3)
@@ -203,20 +174,23 @@ def test_keys_of_folders_and_tars_do_not_meet(tmp_path):
 
 def test_captions_may_come_from_the_json(tmp_path):
     metas = [{"text": " one "}, {"text": ""}, {"text": 3}, {}, None]
-    members = [m for i, meta in enumerate(metas) for m in _sample(i, meta=meta)]
-    (tmp_path / "00000.tar").write_bytes(_tar(*members))
+    members = [m for i, meta in enumerate(metas) for m in tar_sample(i, meta=meta)]
+    (tmp_path / "00000.tar").write_bytes(make_tar(*members))
     source = _source(tmp_path, caption_field="text")
     assert source.pair(source.keys[0]).caption == "one"
     assert list(_faults(source).values()) == [None, *["no caption"] * 4]
     assert source.settings["caption_field"] == "text"
-    (tmp_path / "00000.tar").write_bytes(_tar(members[0], members[2]))  # without a .txt
+    (tmp_path / "00000.tar").write_bytes(make_tar(members[0], members[2]))  # without a .txt
     assert list(_faults(_source(tmp_path, caption_field="text")).values()) == [None]
 
 
 def test_tars_that_change_are_another_source(tmp_path):
-    before = _one(tmp_path, *_sample(0)).settings
-    assert _one(tmp_path, *_sample(0)).settings["tars"] == before["tars"] == 1
-    assert _one(tmp_path, *_sample(0), *_sample(1), *_sample(2), *_sample(3)).settings != before
+    before = _one(tmp_path, *tar_sample(0)).settings
+    assert _one(tmp_path, *tar_sample(0)).settings["tars"] == before["tars"] == 1
+    assert (
+        _one(tmp_path, *tar_sample(0), *tar_sample(1), *tar_sample(2), *tar_sample(3)).settings
+        != before
+    )
 
 
 # --- what is bad in a sample
@@ -230,26 +204,29 @@ def test_tars_that_change_are_another_source(tmp_path):
         ([("b.gif", b"GIF89a"), ("b.txt", "c")], "no image"),
         ([("b.png", PNG[1])], "no caption"),
         ([("b.png", PNG[1]), ("b.jpg", PNG[2]), ("b.txt", "c")], "member twice"),
-        ([*_sample(1, "b"), *_sample(2), ("b.txt", "again")], "member twice"),
-        ([_header("b.png", tarfile.SYMTYPE), ("b.txt", "c")], "not a plain file"),
-        ([_header("b.png", tarfile.LNKTYPE), ("b.txt", "c")], "not a plain file"),
-        ([("b.txt", "c"), _header("b.png", tarfile.CHRTYPE)], "not a plain file"),
-        ([("b.txt", "c"), _header("b.png", tarfile.FIFOTYPE)], "not a plain file"),
-        ([*_sample(1, "b"), _header("b.npy", tarfile.SYMTYPE, "/etc/passwd")], "not a plain file"),
-        (_sample(1, "../b"), "not a plain file"),
-        (_sample(1, "/b"), "not a plain file"),
-        (_sample(1, "a/../b"), "not a plain file"),
+        ([*tar_sample(1, "b"), *tar_sample(2), ("b.txt", "again")], "member twice"),
+        ([tar_header("b.png", tarfile.SYMTYPE), ("b.txt", "c")], "not a plain file"),
+        ([tar_header("b.png", tarfile.LNKTYPE), ("b.txt", "c")], "not a plain file"),
+        ([("b.txt", "c"), tar_header("b.png", tarfile.CHRTYPE)], "not a plain file"),
+        ([("b.txt", "c"), tar_header("b.png", tarfile.FIFOTYPE)], "not a plain file"),
+        (
+            [*tar_sample(1, "b"), tar_header("b.npy", tarfile.SYMTYPE, "/etc/passwd")],
+            "not a plain file",
+        ),
+        (tar_sample(1, "../b"), "not a plain file"),
+        (tar_sample(1, "/b"), "not a plain file"),
+        (tar_sample(1, "a/../b"), "not a plain file"),
         ([("b.png", PNG[1][:60]), ("b.txt", "c")], "bad image"),
         ([("b.png", b""), ("b.txt", "c")], "bad image"),
         ([("b.png", PNG[1]), ("b.txt", b"\xe9")], "caption is no text"),
-        ([*_sample(1, "b"), ("b.json", "[1]")], "bad json"),
-        ([*_sample(1, "b"), ("b.json", b"\xe9")], "bad json"),
-        ([*_sample(1, "b"), ("b.json", "[" * 99999)], "bad json"),
-        ([*_sample(1, "b"), ("b.json", '{"a": "\\ud800"}')], "bad json"),
+        ([*tar_sample(1, "b"), ("b.json", "[1]")], "bad json"),
+        ([*tar_sample(1, "b"), ("b.json", b"\xe9")], "bad json"),
+        ([*tar_sample(1, "b"), ("b.json", "[" * 99999)], "bad json"),
+        ([*tar_sample(1, "b"), ("b.json", '{"a": "\\ud800"}')], "bad json"),
     ],
 )
 def test_a_bad_sample_is_named_and_the_others_are_read(tmp_path, members, kind):
-    source = _one(tmp_path, *_sample(0), *members, *_sample(3))
+    source = _one(tmp_path, *tar_sample(0), *members, *tar_sample(3))
     kinds = _faults(source)
     assert kinds.pop("00000~~000000000") is None
     assert kinds.pop("00000~~000000003") is None
@@ -259,7 +236,7 @@ def test_a_bad_sample_is_named_and_the_others_are_read(tmp_path, members, kind):
 
 def test_a_member_that_is_too_large_is_not_read(tmp_path, monkeypatch):
     monkeypatch.setattr(tars, "MAX_TEXT_BYTES", 20)
-    source = _one(tmp_path, *_sample(0), *_sample(1, meta={"a": "b" * 20}))
+    source = _one(tmp_path, *tar_sample(0), *tar_sample(1, meta={"a": "b" * 20}))
     assert list(_faults(source).values()) == [None, "too large"]
 
 
@@ -275,7 +252,7 @@ def _refused(folder):
 
 
 def test_a_tar_that_was_cut_anywhere_is_named(tmp_path):
-    content = _tar(*_sample(0), *_sample(1))
+    content = make_tar(*tar_sample(0), *tar_sample(1))
     end = len(content.rstrip(b"\0"))
     end += -end % 512
     for cut in [0, 1, 300, 511, *range(512, end + 1024, 100), end, end + 512]:
@@ -284,7 +261,7 @@ def test_a_tar_that_was_cut_anywhere_is_named(tmp_path):
 
 
 def test_a_damaged_header_is_named(tmp_path):
-    content = bytearray(_tar(*_sample(0), *_sample(1)))
+    content = bytearray(make_tar(*tar_sample(0), *tar_sample(1)))
     content[content.index(b"000000001.png")] ^= 1
     (tmp_path / "7.tar").write_bytes(content)
     assert "no end mark" in _refused(tmp_path).wrong
@@ -298,13 +275,13 @@ def test_a_member_of_a_negative_size_is_named(tmp_path):
     header[124:136] = (2**96 - 1536).to_bytes(12, "big")
     header[148:156] = b" " * 8
     header[148:156] = f"{sum(header[:512]):06o}\0 ".encode()
-    (tmp_path / "7.tar").write_bytes(_tar(*_sample(0))[:2560] + bytes(header) + bytes(1024))
+    (tmp_path / "7.tar").write_bytes(make_tar(*tar_sample(0))[:2560] + bytes(header) + bytes(1024))
     assert "7.tar" in _refused(tmp_path).wrong
 
 
 def test_a_name_of_any_bytes_is_printed_on_one_line(tmp_path):
     item = tarfile.TarInfo("a\nb\udcff.png")
-    source = _one(tmp_path, *_sample(0), item)
+    source = _one(tmp_path, *tar_sample(0), item)
     (key,) = set(source.keys) - {"00000~~000000000"}
     with pytest.raises(BadSample) as caught:
         source.pair(key)
@@ -323,7 +300,7 @@ def test_a_prefix_without_samples_is_refused(tmp_path, members):
     folder = tmp_path / "in"
     folder.mkdir()
     if members is not None:
-        (folder / "7.tar").write_bytes(_tar(*members))
+        (folder / "7.tar").write_bytes(make_tar(*members))
     with pytest.raises(UserError, match="has no pairs"):
         run_shard(tmp_path / "out", "source=webdataset", f"source.path={folder}")
     assert files_of(tmp_path / "out") == {}
@@ -332,7 +309,7 @@ def test_a_prefix_without_samples_is_refused(tmp_path, members):
 def test_a_place_is_free_again_once_a_cut_tar_was_found(tmp_path):
     folder, out = tmp_path / "in", tmp_path / "out"
     folder.mkdir()
-    whole = _tar(*_sample(0))
+    whole = make_tar(*tar_sample(0))
     (folder / "6.tar").write_bytes(whole)
     (folder / "7.tar").write_bytes(whole.rstrip(b"\0"))
     with pytest.raises(UserError, match=r"7\.tar is not a whole tar"):
@@ -345,7 +322,7 @@ def test_what_was_found_of_a_tar_is_not_searched_for_again(tmp_path, monkeypatch
     folder, out = tmp_path / "in", tmp_path / "out"
     folder.mkdir()
     for tar in ("6", "7"):
-        (folder / f"{tar}.tar").write_bytes(_tar(*_sample(0), *_sample(1)))
+        (folder / f"{tar}.tar").write_bytes(make_tar(*tar_sample(0), *tar_sample(1)))
     settings = ("source=webdataset", f"source.path={folder}", "shard_samples=3")
     make, searched = ingest.make_shard, []
     search = ingest.search_tar
