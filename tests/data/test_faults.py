@@ -14,7 +14,7 @@ from data import retry, storage
 from data.retry import Patience, ShortBody, backoff, persist
 from data.s3 import without_own_loop
 from data.storage import open_prefix
-from tests.helpers.faults import Fault, FaultyProxy
+from tests.helpers.faults import Fault
 
 # Short enough that a test of giving up is soon over.
 HASTY = Patience(base=0.02, cap=0.2, limit=1.0, say_every=0.3, short_bodies=3)
@@ -28,17 +28,6 @@ FAILING = {
 }
 SHORTENING = {Fault.SHORT: 0.05, Fault.BROKEN: 0.05}
 REFUSING = [Fault.INTERNAL, Fault.UNAVAILABLE, Fault.SLOW_DOWN, Fault.RESET]
-
-
-@pytest.fixture
-def proxy(s3, monkeypatch):
-    """A proxy that every S3 file system opened from now on goes through."""
-    proxy = FaultyProxy(os.environ["AWS_ENDPOINT_URL"], seed=0)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-    S3FileSystem.clear_instance_cache()  # they hold clients of the server itself
-    yield proxy
-    S3FileSystem.clear_instance_cache()
-    proxy.stop()
 
 
 @pytest.fixture
