@@ -150,7 +150,7 @@ def _map(path: Path, size: int) -> mmap.mmap | None:
         if os.fstat(file).st_size != size:
             path.unlink(missing_ok=True)
             return None
-        with contextlib.suppress(PermissionError):  # another user's
+        with contextlib.suppress(OSError):  # another user's, or a disk that turned read-only
             os.utime(file)
         return mmap.mmap(file, size, access=mmap.ACCESS_READ)
     finally:

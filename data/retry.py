@@ -9,7 +9,8 @@ that break or end early, a store that is gone for minutes, saying so, and expire
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from typing import TypeVar
@@ -45,6 +46,12 @@ PASSING_ERRORS = {
 }
 LASTING_ERRORS = {"ClientConnectorCertificateError", "ClientSSLError", "SSLError"}
 
+
+class _Here(threading.local):
+    abandoned = threading.Event()  # never set: this thread's work is wanted
+
+
+_here = _Here()
 _speaking = threading.Lock()
 _last_said = -float("inf")
 
@@ -120,6 +127,16 @@ def reason_of(error: BaseException) -> str:
     return str(text).splitlines()[0]
 
 
+@contextmanager
+def wanted_until(abandoned: threading.Event) -> Iterator[None]:
+    """Within it this thread's waits end at once when `abandoned` is set, with the last fault."""
+    _here.abandoned = abandoned
+    try:
+        yield
+    finally:
+        del _here.abandoned
+
+
 def persist(
     attempt: Callable[[], T], renew: Callable[[], None], where: str, patience: Patience
 ) -> T:
@@ -158,7 +175,8 @@ def persist(
                 raise _given_up(where, error, waited) from error
             spoke |= _say_waiting(where, error, waited, patience)
             pause = backoff(faults, random.SystemRandom().random(), patience)
-            time.sleep(min(pause, patience.limit - waited))
+            if _here.abandoned.wait(min(pause, patience.limit - waited)):
+                raise
             faults += 1
         else:
             if spoke:
