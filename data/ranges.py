@@ -8,7 +8,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 from data.retry import wanted_until
@@ -59,7 +59,7 @@ def read_spans(prefix: Prefix, spans: Sequence[Span]) -> list[memoryview]:
     pool = _pool()
     futures = [pool.submit(read_some) for _ in range(min(AT_ONCE, len(spans)))]
     try:
-        for future in futures:
+        for future in wait(futures, return_when=FIRST_EXCEPTION).done:
             future.result()
     finally:
         over.set()  # after a failure the others need not go on

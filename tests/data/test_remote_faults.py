@@ -3,6 +3,7 @@
 import hashlib
 import os
 import random
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -96,6 +97,17 @@ def test_a_store_that_stays_away_is_given_up(proxy, prefix, cache):
         with pytest.raises(RunError, match=r"waited .* for the store"):
             use()
     assert [path.name for path in cache.folder.iterdir()] == ["lock"]
+
+
+def test_once_a_span_has_failed_nobody_waits_for_the_others(proxy, prefix, monkeypatch):
+    monkeypatch.setattr(retry, "backoff", lambda *_: 50.0)
+    monkeypatch.setattr(ranges, "_pools", pools := {})
+    started = time.monotonic()
+    proxy.planned.extend([Fault.SLOW_DOWN, Fault.DENIED])
+    with pytest.raises(UserError, match="Access Denied"):
+        read_spans(prefix, SPANS[:2])
+    pools.popitem()[1].shutdown()  # waits for its threads
+    assert time.monotonic() - started < 40
 
 
 def test_an_answer_that_stalls_is_asked_for_again(proxy, prefix):
