@@ -11,6 +11,21 @@ class Split(Enum):
     held_out = "held_out"
 
 
+class Crop(Enum):
+    """What is kept of an image that is longer than its target."""
+
+    center = "center"
+    random = "random"
+
+
+class ImageFormat(Enum):
+    """In what the images of a dataset are stored."""
+
+    png = "png"
+    jpeg = "jpeg"
+    webp = "webp"
+
+
 class ScheduleKind(Enum):
     """How noise grows over the timesteps."""
 

@@ -90,6 +90,18 @@ class WebDatasetSource(SourceConfig):
 
     kind: str = setting("which source this is", "webdataset")
     path: str = setting("URL of the prefix of the .tar files; read with its subfolders")
+    caption_field: str | None = setting(
+        "field of the json that holds the caption; null takes captions from .txt", None
+    )
+    in_place: bool = setting(
+        "leave the tars where they are and write only an index of them; images are then brought to "
+        "their size whenever they are read",
+        False,
+    )
+    check: bool = setting(
+        "with in_place, decode every image instead of its header alone, and skip the bad ones",
+        False,
+    )
 
 
 @dataclass(kw_only=True, slots=True)
@@ -105,6 +117,18 @@ class FilterConfig:
         "a sample without the number is left out",
         [],
     )
+
+
+@dataclass(kw_only=True, slots=True)
+class BucketsConfig:
+    """Image sizes of several aspect ratios and about one area, in place of squares alone."""
+
+    max_aspect: float = setting(
+        "most that a bucket's longer side may be, in multiples of the shorter; 1 is squares alone",
+        1.0,
+        low=1,
+    )
+    step: int = setting("what every side of a bucket is a multiple of, in pixels", 64, low=1)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -290,6 +314,31 @@ class DataConfig(ReadingConfig):
 
     seed: int = setting("seed of the order of samples", 0, low=0, high=4611686018427387904)
     block_shards: int = setting("shards whose samples are shuffled together", 16, low=1, high=32)
+    also: list[str] = setting("URLs of more datasets, mixed with the first", [])
+    weights: list[float] | None = setting(
+        "share of samples from each dataset, that of data.url first; null is by their sizes",
+        None,
+        low=1e-9,
+    )
+    local_cache: str | None = setting(
+        "folder on a local disk that keeps shards of remote datasets, shared by all processes of "
+        "the machine; null reads them through memory",
+        None,
+    )
+    local_cache_gb: float = setting("most that the local cache holds, in GB", 100.0, low=0.001)
+
+
+@dataclass(kw_only=True, slots=True)
+class ImageDataConfig(DataConfig):
+    """A dataset of images that is trained on."""
+
+    max_bad_share: float = setting(
+        "share of images that may be impossible to decode: others are read in their place, and "
+        "they are named; more stop the run",
+        0.0,
+        low=0,
+        high=1,
+    )
 
 
 @dataclass(kw_only=True, slots=True)

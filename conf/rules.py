@@ -5,9 +5,15 @@ import re
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from conf.enums import EngineKind
+from conf.enums import Crop, EngineKind, ImageFormat
 from conf.errors import UserError
-from conf.groups import KLAutoencoderConfig, TableSource, TrainedAutoencoderConfig
+from conf.groups import (
+    DataConfig,
+    KLAutoencoderConfig,
+    TableSource,
+    TrainedAutoencoderConfig,
+    WebDatasetSource,
+)
 from conf.schema import AutoencoderCommand, CacheCommand, SampleCommand, ShardCommand, TrainCommand
 
 
@@ -22,8 +28,12 @@ def check(config: Any) -> None:
         case ShardCommand():
             for text in config.filter.fields:
                 field_bound(text)
+            _images(config)
+            _ranks(config)
             if isinstance(config.source, TableSource):
                 _table(config.source)
+            if isinstance(config.source, WebDatasetSource):
+                _tars(config, config.source)
         case AutoencoderCommand():
             if not isinstance(config.autoencoder, KLAutoencoderConfig):
                 raise UserError(
@@ -83,6 +93,7 @@ def micro_batch(batch_size: int, micro_batch_size: int | None, ranks: int) -> in
 
 
 def _training(config: AutoencoderCommand | TrainCommand) -> None:
+    _mixture(config.data)
     if len(config.optimizer.betas) != 2:
         raise UserError(
             f"optimizer.betas={config.optimizer.betas}", "are not two numbers", "give [0.9,0.999]"
@@ -96,6 +107,70 @@ def _training(config: AutoencoderCommand | TrainCommand) -> None:
     if config.cluster.kind != "local":
         raise UserError(f"cluster={config.cluster.kind}", "is not known", "choose cluster=local")
     micro_batch(config.batch_size, config.micro_batch_size, config.cluster.processes)
+
+
+def _mixture(config: DataConfig) -> None:
+    urls = [config.url, *config.also]
+    if len(set(urls)) != len(urls):
+        raise UserError(
+            f"data.also={config.also}",
+            "names a dataset twice",
+            "name each once, and weigh it with data.weights",
+        )
+    if config.weights is not None and len(config.weights) != len(urls):
+        raise UserError(
+            f"data.weights={config.weights}",
+            f"does not weigh the {len(urls)} datasets",
+            "give one number for data.url and one for each of data.also",
+        )
+
+
+def _images(config: ShardCommand) -> None:
+    size, buckets = config.size, config.buckets
+    if buckets.max_aspect > 1 and size % buckets.step:
+        near = max(1, round(size / buckets.step)) * buckets.step
+        raise UserError(
+            f"buckets.step={buckets.step}", f"does not divide size={size}", f"the nearest is {near}"
+        )
+    if config.quality is not None and config.format is ImageFormat.png:
+        raise UserError(
+            f"quality={config.quality}",
+            "does nothing for format=png, which is lossless",
+            "leave it out, or choose format=jpeg or webp",
+        )
+
+
+def _ranks(config: ShardCommand) -> None:
+    rank, world_size = config.rank, config.world_size
+    if (rank is None) != (world_size is None):
+        one, other = ("rank", "world_size") if world_size is None else ("world_size", "rank")
+        raise UserError(one, f"is given without {other}", f"give {other}=... too, or neither")
+    if rank is not None and world_size is not None and rank >= world_size:
+        raise UserError(
+            f"rank={rank}", f"is not below world_size={world_size}", "count ranks from 0"
+        )
+
+
+def _tars(config: ShardCommand, source: WebDatasetSource) -> None:
+    if not source.in_place:
+        if source.check:
+            raise UserError(
+                "source.check=true",
+                "does nothing without source.in_place=true: images are decoded anyway",
+                "leave it out",
+            )
+        return
+    remade = {
+        "crop": config.crop is not Crop.center,
+        "format": config.format is not ImageFormat.png,
+        "quality": config.quality is not None,
+    }
+    for name in (name for name, is_set in remade.items() if is_set):
+        raise UserError(
+            name,
+            "does nothing with source.in_place=true, which leaves the images as they are",
+            "leave it out, or source.in_place",
+        )
 
 
 def _table(config: TableSource) -> None:

@@ -6,9 +6,10 @@ YAML files hold values only; a key that is not here is refused when the configur
 from dataclasses import dataclass
 from typing import Any
 
-from conf.enums import DemoRecipe, LatentDtype
+from conf.enums import Crop, DemoRecipe, ImageFormat, LatentDtype
 from conf.groups import (
     AutoencoderConfig,
+    BucketsConfig,
     CheckpointConfig,
     ClusterConfig,
     DataConfig,
@@ -17,6 +18,7 @@ from conf.groups import (
     EngineConfig,
     FilterConfig,
     FolderSource,
+    ImageDataConfig,
     KLAutoencoderConfig,
     MetricsConfig,
     OpenMojiSource,
@@ -42,7 +44,28 @@ class ShardCommand:
 
     out: str = setting("URL of the dataset to write")
     source: SourceConfig = group(SourceConfig, "where the pairs come from")
-    size: int = setting("side of the square images in pixels", 64, low=1)
+    size: int = setting(
+        "side of the square images in pixels; with buckets, the side of a square of their area",
+        64,
+        low=1,
+    )
+    buckets: BucketsConfig = group(BucketsConfig, "image sizes of other aspect ratios")
+    crop: Crop = setting(
+        "what is kept of an image that is longer than its size: the center, or a random part",
+        Crop.center,
+    )
+    seed: int = setting(
+        "seed of the random crops, which depend on it and the sample's key alone",
+        0,
+        low=0,
+        high=4611686018427387904,
+    )
+    format: ImageFormat = setting(
+        "png (lossless), jpeg (no chroma subsampling) or webp", ImageFormat.png
+    )
+    quality: int | None = setting(
+        "of jpeg and webp; webp is lossless at 100; null is 95", None, low=1, high=100
+    )
     shard_samples: int = setting(
         "samples a shard; those that are left out or skipped make it smaller", 512, low=1
     )
@@ -55,6 +78,17 @@ class ShardCommand:
         high=1,
     )
     processes: int = setting("shards made at the same time; 0 is one a core", 0, low=0)
+    rank: int | None = setting(
+        "number of this process among those that make the dataset together; null is RANK or "
+        "SLURM_PROCID, or 0",
+        None,
+        low=0,
+    )
+    world_size: int | None = setting(
+        "how many processes make the dataset together; null is WORLD_SIZE or SLURM_NTASKS, or 1",
+        None,
+        low=1,
+    )
 
 
 @dataclass(kw_only=True, slots=True)
@@ -62,7 +96,7 @@ class AutoencoderCommand:
     """Train stage one on a dataset of images."""
 
     out: str = setting("URL of the run to write")
-    data: DataConfig = group(DataConfig, "the dataset of images")
+    data: ImageDataConfig = group(ImageDataConfig, "the dataset of images")
     autoencoder: AutoencoderConfig = group(AutoencoderConfig, "the model")
     kl_weight: float = setting("weight of the KL term against the reconstruction", 1e-6, low=0)
     train: TrainingConfig = group(TrainingConfig, "length and seed")
@@ -150,6 +184,17 @@ class VerifyCommand:
     """Read a dataset end to end against its manifest and name what is broken."""
 
     data: DatasetConfig = group(DatasetConfig, "the dataset")
+    samples: int = setting(
+        "samples to draw over all shards, read and decode; 0 reads every byte", 0, low=0
+    )
+    seed: int = setting("seed of that draw", 0, low=0, high=4611686018427387904)
+    decode: bool = setting("whether every sample is also decoded, when every byte is read", False)
+    threads: int = setting("shards read at the same time by a rank", 4, low=1, high=64)
+    out: str | None = setting(
+        "URL of a folder for broken.json and a record of every whole shard, which a rerun skips; "
+        "null writes nothing",
+        None,
+    )
 
 
 @dataclass(kw_only=True, slots=True)

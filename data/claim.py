@@ -10,12 +10,13 @@ from data.storage import Prefix
 SETTINGS = "settings.json"
 
 
-def claim(out: Prefix, settings: dict[str, Any]) -> bool:
+def claim(out: Prefix, settings: dict[str, Any], shared: bool = False) -> bool:
     """Take a prefix for the work that `settings` describe; processes may race for it.
 
     Args:
         out: Where the work's results go.
         settings: All that decides the results, JSON-ready.
+        shared: Whether files of others may lie there, beside which the work is put.
 
     Returns:
         True if it was free, False if it was claimed for the same work before.
@@ -25,7 +26,7 @@ def claim(out: Prefix, settings: dict[str, Any]) -> bool:
     """
     wanted = canonical_json(settings)
     found = [name for name in out.names() if not name.startswith(".")]
-    if found and SETTINGS not in found:
+    if found and SETTINGS not in found and not shared:
         raise UserError(
             f"out={out.url}", f"is not empty (it holds {found[0]})", "choose a new or empty place"
         )
@@ -51,6 +52,13 @@ def claimed(out: Prefix) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     return settings
+
+
+def release(out: Prefix, *beginnings: str) -> None:
+    """Give up a claim, and remove the folders of what was begun."""
+    for folder in beginnings:
+        out.remove(folder)
+    out.remove(SETTINGS)
 
 
 def first_difference(there: Any, wanted: Any, name: str = "") -> tuple[str, Any, Any]:

@@ -1,14 +1,18 @@
 """Images: bytes to RGB arrays and back, within caps on size."""
 
 import io
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_PIXELS = 100_000_000
 MAX_BYTES = 128 * 2**20
+UNKNOWN = "is no PNG, JPEG or WebP, or its header is damaged"
+PNG_ORIENTATION = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
+ON_ITS_SIDE = (5, 6, 7, 8)  # EXIF's orientations that swap height and width
 
 
 class BadImage(Exception):
@@ -32,8 +36,7 @@ def decode_image(content: bytes) -> NDArray[np.uint8]:
         raise BadImage(f"more than {MAX_BYTES:,} bytes")
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise BadImage(f"{image.width}x{image.height} pixels; the most is {MAX_PIXELS:,}")
+            _require_small(image)
             image.load()
             upright = ImageOps.exif_transpose(image)
             if upright.mode.startswith("I"):  # 16 bits: Pillow would clip, not scale
@@ -45,8 +48,37 @@ def decode_image(content: bytes) -> NDArray[np.uint8]:
     except BadImage:
         raise
     except UnidentifiedImageError as error:  # its own words hold an address in memory
-        raise BadImage("is no PNG, JPEG or WebP, or its header is damaged") from error
+        raise BadImage(UNKNOWN) from error
     except Exception as error:  # Pillow raises whatever a damaged file leads it to
+        raise BadImage(str(error)) from error
+
+
+def _require_small(image: Image.Image) -> None:
+    if image.width * image.height > MAX_PIXELS:
+        raise BadImage(f"{image.width}x{image.height} pixels; the most is {MAX_PIXELS:,}")
+
+
+def read_size(content: bytes) -> tuple[int, int]:
+    """Height and width that `decode_image` would give, from the header alone.
+
+    Raises:
+        BadImage: As there, as far as the header shows it.
+    """
+    if len(content) > MAX_BYTES:
+        raise BadImage(f"more than {MAX_BYTES:,} bytes")
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            _require_small(image)
+            # Pillow looks for a PNG's orientation behind the pixels, and decodes them to get there.
+            may_be_turned = image.format != "PNG" or any(m in content for m in PNG_ORIENTATION)
+            if may_be_turned and image.getexif().get(ExifTags.Base.Orientation) in ON_ITS_SIDE:
+                return image.width, image.height
+            return image.height, image.width
+    except BadImage:
+        raise
+    except UnidentifiedImageError as error:
+        raise BadImage(UNKNOWN) from error
+    except Exception as error:
         raise BadImage(str(error)) from error
 
 
@@ -60,24 +92,84 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(gray)
 
 
-def fit_square(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """Resize so that the smaller side is `size` and cut the middle square.
+def covering(size: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
+    """The height and width that an image is resized to so that it just covers the target."""
+    (height, width), (tall, wide) = size, target
+    if height * wide <= width * tall:  # the height is what is short
+        return tall, max(wide, (2 * width * tall + height) // (2 * height))
+    return max(tall, (2 * height * wide + width) // (2 * width)), wide
+
+
+def cut(
+    image: NDArray[np.uint8], target: tuple[int, int], corner: tuple[int, int]
+) -> NDArray[np.uint8]:
+    """Resize so that the target is just covered, and cut it out.
 
     Args:
         image: uint8, (H, W, 3).
-        size: Side in pixels.
+        target: Height and width of what comes out.
+        corner: Its top and left in the resized image, which is never made as a whole: of a very
+            long picture it would not fit into memory.
 
     Returns:
-        uint8, (size, size, 3).
+        uint8, (*target, 3).
     """
-    if image.shape[:2] == (size, size):
+    height, width = image.shape[:2]
+    if (height, width) == target:
         return image
-    fitted = ImageOps.fit(Image.fromarray(image), (size, size), Image.Resampling.LANCZOS)
-    return np.asarray(fitted)
+    (tall, wide), (top, left) = covering((height, width), target), corner
+    box = (
+        left * width / wide,
+        top * height / tall,
+        (left + target[1]) * width / wide,
+        (top + target[0]) * height / tall,
+    )
+    resized = Image.fromarray(image).resize(target[::-1], Image.Resampling.LANCZOS, box)
+    return np.asarray(resized)
+
+
+def fit(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    """Resize so that (height, width) is just covered, and cut out the middle.
+
+    Args:
+        image: uint8, (H, W, 3).
+        height: In pixels.
+        width: In pixels.
+
+    Returns:
+        uint8, (height, width, 3).
+    """
+    target = (height, width)
+    return cut(image, target, middle(covering(image.shape[:2], target), target))
+
+
+def middle(size: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
+    """Top and left of the target in the middle of an image."""
+    return (size[0] - target[0]) // 2, (size[1] - target[1]) // 2
 
 
 def encode_png(image: NDArray[np.uint8]) -> bytes:
     """Encode as PNG; the bytes depend on the pixels alone."""
+    return _encode(image, "PNG", optimize=False)
+
+
+def encode_jpeg(image: NDArray[np.uint8], quality: int) -> bytes:
+    """Encode as JPEG, 1 to 100, with colours at full resolution.
+
+    Pillow would halve that of the colours in both directions, and an autoencoder that is trained on
+    such images learns to blur colours at edges.
+    """
+    return _encode(image, "JPEG", quality=quality, subsampling="4:4:4", optimize=True)
+
+
+def encode_webp(image: NDArray[np.uint8], quality: int) -> bytes:
+    """Encode as WebP, 1 to 99, always with colours at half resolution; 100 is without loss."""
+    if quality == 100:
+        return _encode(image, "WEBP", lossless=True, method=4)
+    return _encode(image, "WEBP", quality=quality, method=4)
+
+
+def _encode(image: NDArray[np.uint8], encoder: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG", optimize=False)
+    Image.fromarray(image).save(buffer, encoder, **options)
     return buffer.getvalue()

@@ -1,33 +1,21 @@
-"""Samples to micro-batches, read ahead by threads; a place in the order is all the state."""
+"""Micro-batches of a corpus, read ahead by threads; a place in the order is all the state."""
 
-import io
-import json
+import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from functools import partial
+from typing import Generic, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
-from data.image import decode_image
-from data.order import Order, rank_places
-from data.sample import (
-    CAPTION,
-    IMAGE_EXTENSIONS,
-    META,
-    MOMENTS,
-    TEXT,
-    ImageBatch,
-    LatentBatch,
-    RawSample,
-)
-from data.stream import Dataset
+from data.corpus import Corpus
+from data.order import rank_places
 
 T = TypeVar("T")
+OPENERS = 2  # threads that open shards before they are needed
+BATCHES_BETWEEN_LOOKS = 16  # micro-batches from one look ahead to the next
 
 
-def read_ahead(jobs: Iterable[Callable[[], T]], threads: int) -> Iterator[T]:
+def read_ahead(jobs: Iterable[Callable[[], T]], threads: int) -> Generator[T]:
     """Run jobs on threads, two a thread ahead of the reader, and give their results in order.
 
     An error comes out at the place of the job that raised it.
@@ -63,79 +51,106 @@ def training_places(
         start += batch_size
 
 
-def image_batches(
-    dataset: Dataset, order: Order, places: Iterable[range], threads: int
-) -> Iterator[ImageBatch]:
-    """Micro-batches of images at the given places."""
-    return read_ahead((_job(_image_batch, dataset, order, part) for part in places), threads)
+class Loader(Generic[T]):
+    """A rank's micro-batches from a place of the order on, without end.
+
+    Args:
+        corpus: What is read.
+        collate: Makes the micro-batch of the samples at some places.
+        batch_size: Samples of a global batch.
+        micro_batch_size: Samples of a rank's micro-batch.
+        rank: This rank.
+        world_size: Ranks.
+        threads: That read.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        collate: Callable[[Corpus, range], T],
+        batch_size: int,
+        micro_batch_size: int,
+        rank: int,
+        world_size: int,
+        threads: int,
+    ) -> None:
+        self.corpus = corpus
+        self.collate = collate
+        self.batch_size = batch_size
+        self.micro_batch_size = micro_batch_size
+        self.rank = rank
+        self.world_size = world_size
+        self.threads = threads
+        self.place = 0
+        self._batches: Generator[T] | None = None
+
+    def state_dict(self) -> dict[str, int]:
+        """The place up to which all ranks together have read: all that is needed to go on."""
+        return {"place": self.place}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on from a place, whatever the number of ranks and threads then was.
+
+        Raises:
+            ValueError: The ranks' micro-batches do not reach that place together.
+        """
+        step = self.micro_batch_size * self.world_size
+        if state["place"] % self.batch_size % step:
+            raise ValueError(
+                f"place {state['place']} is inside of a step of {self.world_size} ranks of "
+                f"{self.micro_batch_size} samples"
+            )
+        self.close()
+        self.place = state["place"]
+
+    def __iter__(self) -> Iterator[T]:
+        return self
+
+    def __next__(self) -> T:
+        if self._batches is None:
+            places = training_places(
+                self.place, self.batch_size, self.micro_batch_size, self.rank, self.world_size
+            )
+            self._batches = batches(self.corpus, self.collate, places, self.threads)
+        batch = next(self._batches)
+        self.place += self.micro_batch_size * self.world_size
+        return batch
+
+    def close(self) -> None:
+        """End the threads; reading on begins anew at the place."""
+        if self._batches is not None:
+            self._batches.close()
+            self._batches = None
 
 
-def latent_batches(
-    dataset: Dataset, order: Order, places: Iterable[range], threads: int
-) -> Iterator[LatentBatch]:
-    """Micro-batches of cached latents at the given places."""
-    return read_ahead((_job(_latent_batch, dataset, order, part) for part in places), threads)
+def batches(
+    corpus: Corpus, collate: Callable[[Corpus, range], T], places: Iterable[range], threads: int
+) -> Generator[T]:
+    """Micro-batches at the given places, while threads read the next ones.
+
+    Shards are opened, and fetched where there is a local cache, before their samples are due.
+    """
+    opener = ThreadPoolExecutor(OPENERS, thread_name_prefix="open-ahead")
+
+    def jobs() -> Iterator[Callable[[], T]]:
+        asked: set[tuple[int, int]] = set()
+        for number, part in enumerate(places):
+            if number % BATCHES_BETWEEN_LOOKS == 0:
+                ahead = own_share_first(corpus.shards_ahead(part.start))
+                for dataset, shard in ahead:
+                    if (dataset, shard) not in asked:  # what fails is told where it is needed
+                        opener.submit(corpus.datasets[dataset].open_shard, shard)
+                asked = set(ahead)
+            yield partial(collate, corpus, part)
+
+    try:
+        yield from read_ahead(jobs(), threads)
+    finally:
+        opener.shutdown(wait=True, cancel_futures=True)
 
 
-def _job(
-    collate: Callable[..., T], dataset: Dataset, order: Order, places: range
-) -> Callable[[], T]:
-    def run() -> T:
-        samples = [
-            dataset.read(int(shard), int(row))
-            for shard, row in order.samples(places.start, places.stop)
-        ]
-        return collate(np.arange(places.start, places.stop), samples)
-
-    return run
-
-
-def image_of(sample: RawSample) -> NDArray[np.uint8]:
-    """The image of a raw sample, uint8, (H, W, 3), whichever of the allowed formats it has."""
-    extension = next(name for name in IMAGE_EXTENSIONS if name in sample.members)
-    return decode_image(sample.members[extension])
-
-
-def _image_batch(places: NDArray[np.int64], samples: list[RawSample]) -> ImageBatch:
-    return ImageBatch(
-        places=places,
-        keys=[sample.key for sample in samples],
-        images=np.stack([image_of(sample) for sample in samples]),
-        captions=[sample.members[CAPTION].decode() for sample in samples],
-        metas=[json.loads(sample.members[META]) for sample in samples],
-    )
-
-
-def _latent_batch(places: NDArray[np.int64], samples: list[RawSample]) -> LatentBatch:
-    texts = [load_array(sample.members[TEXT]) for sample in samples]
-    text, mask = pad_text(texts)
-    moments = np.stack([load_array(sample.members[MOMENTS]) for sample in samples]).astype(
-        np.float32
-    )
-    return LatentBatch(
-        places=places, keys=[s.key for s in samples], moments=moments, text=text, text_mask=mask
-    )
-
-
-def pad_text(texts: list[NDArray[np.floating]]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Pad embeddings of (L_i, D) with zeros to (B, L, D), and say in (B, L) which are real."""
-    length = max(len(text) for text in texts)
-    padded = np.zeros((len(texts), length, texts[0].shape[1]), dtype=np.float32)
-    mask = np.zeros((len(texts), length), dtype=np.bool_)
-    for i, text in enumerate(texts):
-        padded[i, : len(text)] = text
-        mask[i, : len(text)] = True
-    return padded, mask
-
-
-def load_array(content: bytes) -> NDArray[np.floating]:
-    """An array from the bytes of an .npy file; never unpickles."""
-    array: NDArray[np.floating] = np.load(io.BytesIO(content), allow_pickle=False)
-    return array
-
-
-def dump_array(array: NDArray[np.floating]) -> bytes:
-    """The bytes of an .npy file."""
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    return buffer.getvalue()
+def own_share_first(wanted: list[T]) -> list[T]:
+    """What all ranks of a node want, each rank's own share first: nobody waits for another's."""
+    rank = int(os.environ.get("LOCAL_RANK", 0))
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return [wanted[i] for i in sorted(range(len(wanted)), key=lambda i: (i - rank) % ranks != 0)]

@@ -26,12 +26,17 @@ def mix(values: UINT64) -> UINT64:
     return z ^ (z >> np.uint64(31))
 
 
-def permutation(size: int, *key: int) -> NDArray[np.int64]:
-    """A permutation of range(size) that depends on `key` alone."""
+def hashes(size: int, *key: int) -> UINT64:
+    """As many different hashes as told, which depend on `key` alone."""
     state = np.zeros(1, dtype=np.uint64)
     for part in key:
         state = mix(state ^ mix(np.array([part], dtype=np.uint64)))
-    return np.argsort(mix(state + mix(np.arange(size, dtype=np.uint64))), kind="stable")
+    return mix(state + mix(np.arange(size, dtype=np.uint64)))
+
+
+def permutation(size: int, *key: int) -> NDArray[np.int64]:
+    """A permutation of range(size) that depends on `key` alone."""
+    return np.argsort(hashes(size, *key), kind="stable")
 
 
 class Order:
@@ -41,12 +46,16 @@ class Order:
         counts: Samples of each shard, in the manifest's order.
         seed: Seed of all permutations.
         block_shards: Shards whose samples are permuted together; so many are open at once.
+        first_shard: Number of the first shard, where several orders share one numbering.
     """
 
-    def __init__(self, counts: Sequence[int], seed: int, block_shards: int) -> None:
+    def __init__(
+        self, counts: Sequence[int], seed: int, block_shards: int, first_shard: int = 0
+    ) -> None:
         self.counts = np.asarray(counts, dtype=np.int64)
         self.seed = seed
         self.block_shards = block_shards
+        self.first_shard = first_shard
         self.epoch_samples = int(self.counts.sum())
         if self.epoch_samples == 0:
             raise ValueError("an order needs at least one sample")
@@ -63,14 +72,32 @@ class Order:
         """
         parts = []
         while start < stop:
-            epoch, within = divmod(start, self.epoch_samples)
-            _, block_ends = self._epoch(epoch)
-            block = int(np.searchsorted(block_ends, within, side="right"))
-            block_start = int(block_ends[block - 1]) if block else 0
-            rows = self._block(epoch, block)[within - block_start :][: stop - start]
+            epoch, block, within = self._block_at(start)
+            rows = self._block(epoch, block)[within:][: stop - start]
             parts.append(rows)
             start += len(rows)
         return np.concatenate(parts) if parts else np.empty((0, 2), dtype=np.int64)
+
+    def shards_ahead(self, place: int) -> list[int]:
+        """The shards of the block at `place` and of the next, in the order of need."""
+        epoch, block, _ = self._block_at(place)
+        shards, block_ends = self._epoch(epoch)
+        if block + 1 < len(block_ends):
+            first = block * self.block_shards
+            ahead = shards[first : first + 2 * self.block_shards]
+        else:
+            following, _ = self._epoch(epoch + 1)
+            ahead = np.concatenate(
+                [shards[block * self.block_shards :], following[: self.block_shards]]
+            )
+        return [int(shard) + self.first_shard for shard in ahead if self.counts[shard]]
+
+    def _block_at(self, place: int) -> tuple[int, int, int]:
+        """Epoch and block of a place, and its place within the block."""
+        epoch, within = divmod(place, self.epoch_samples)
+        _, block_ends = self._epoch(epoch)
+        block = int(np.searchsorted(block_ends, within, side="right"))
+        return epoch, block, within - (int(block_ends[block - 1]) if block else 0)
 
     def _permuted_shards(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The epoch's shard order, and the place within the epoch at which each block ends."""
@@ -86,7 +113,7 @@ class Order:
         members = shards[block * self.block_shards : (block + 1) * self.block_shards]
         counts = self.counts[members]
         rows = np.concatenate([np.arange(count) for count in counts])
-        samples = np.stack([np.repeat(members, counts), rows], axis=1)
+        samples = np.stack([np.repeat(members + self.first_shard, counts), rows], axis=1)
         return samples[permutation(len(samples), self.seed, epoch, block)]
 
 

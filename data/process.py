@@ -1,9 +1,17 @@
-"""Processes that must not outlive the one that started them."""
+"""Processes that must not outlive the one that started them, and work that is spread over some."""
 
 import ctypes
 import os
 import signal
 import sys
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from itertools import islice
+from multiprocessing import get_context
+from typing import TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 LINUX_PR_SET_PDEATHSIG = 1
 
@@ -24,3 +32,32 @@ def die_with(parent: int) -> None:
         raise OSError(ctypes.get_errno(), "prctl failed")
     if os.getppid() != parent:  # it died before the kernel was told
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def run_tasks(work: Callable[[T], R], tasks: Iterable[T], processes: int) -> Iterator[R]:
+    """Work on tasks in processes of their own, and give results in whatever order they come.
+
+    Tasks are taken as they are needed: only a few more than there are processes wait.
+
+    Args:
+        work: Can be pickled, as can its tasks and results.
+        tasks: What to work on.
+        processes: How many; one is this process itself.
+    """
+    if processes <= 1:
+        yield from map(work, tasks)
+        return
+    left = iter(tasks)
+    spawn = get_context("spawn")
+    with ProcessPoolExecutor(processes, spawn, die_with, (os.getpid(),)) as pool:
+        running: set[Future[R]] = set()
+        try:
+            while True:
+                missing = 2 * processes - len(running)
+                running |= {pool.submit(work, task) for task in islice(left, missing)}
+                if not running:
+                    return
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                yield from (future.result() for future in done)
+        finally:  # an error need not wait for what has not begun
+            pool.shutdown(cancel_futures=True)

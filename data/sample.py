@@ -19,7 +19,7 @@ class Pair:
 
     Args:
         key: Unique in the dataset; ASCII letters, digits, `-`, `_` and `~` only.
-        image: RGB, uint8, (H, W, 3).
+        image: RGB, uint8, (H, W, 3), as large as the source has it.
         caption: The caption, any language.
         meta: What else is known, JSON-ready.
     """
@@ -70,14 +70,12 @@ class LatentBatch:
 
     Args:
         places: Places in the order of samples, int64, (B,).
-        keys: Sample keys.
-        moments: Raw mean and log-variance, float32, (B, 2C, H, W).
-        text: Text embeddings padded with zeros, float32, (B, L, D).
+        moments: Raw mean and log-variance, (B, 2C, H, W), in the dataset's number format.
+        text: Text embeddings padded with zeros, (B, L, D), in the dataset's number format.
         text_mask: True at real tokens, (B, L).
     """
 
     places: NDArray[np.int64]
-    keys: list[str]
-    moments: NDArray[np.float32]
-    text: NDArray[np.float32]
+    moments: NDArray[np.floating[Any]]
+    text: NDArray[np.floating[Any]]
     text_mask: NDArray[np.bool_]

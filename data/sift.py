@@ -16,7 +16,7 @@ from conf.groups import FilterConfig
 from conf.rules import field_bound
 from conf.schema import ShardCommand
 from data.sample import Pair
-from data.sources import BadSample, Source
+from data.sources import BadSample, Part
 from data.storage import Prefix
 
 SKIPPED = "skipped.json"
@@ -74,28 +74,35 @@ def read_skipped(out: Prefix) -> Skipped:
         return Skipped()
 
 
-def sift(
-    source: Source, keys: Iterable[str], config: ShardCommand, skipped: Skipped
-) -> Iterator[Pair]:
-    """The pairs of `keys` that come into the dataset; the others are added to `skipped`.
+def sift(part: Part, config: ShardCommand, skipped: Skipped) -> Iterator[Pair]:
+    """The pairs of a part that come into the dataset; the others are added to `skipped`.
 
     Raises:
         BadSample: A sample is bad, and none may be.
     """
-    for key in keys:
+    for key in part.keys:
         try:
-            pair = source.pair(key)
+            pair = part.pair(key)
         except BadSample as fault:
-            if config.max_bad_share == 0:
-                raise
-            words = f"{fault.where}: {fault.detail or fault.kind}"
-            skipped.bad.append({"key": key, "kind": fault.kind, "what": words})
+            skip_bad(key, fault, config.max_bad_share, skipped)
             continue
         reason = left_out_by(pair.meta, config.filter)
         if reason is None:
             yield pair
         else:
             skipped.filtered[reason] += 1
+
+
+def skip_bad(key: str, fault: BadSample, max_bad_share: float, skipped: Skipped) -> None:
+    """Add a bad sample to `skipped`.
+
+    Raises:
+        BadSample: None may be bad.
+    """
+    if max_bad_share == 0:
+        raise fault
+    words = f"{fault.where}: {fault.detail or fault.kind}"
+    skipped.bad.append({"key": key, "kind": fault.kind, "what": words})
 
 
 def left_out_by(meta: Mapping[str, Any], config: FilterConfig) -> str | None:

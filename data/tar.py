@@ -2,8 +2,8 @@
 
 import io
 import tarfile
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from isal.isal_zlib import crc32  # zlib's CRC-32, five times as fast
@@ -95,6 +95,42 @@ def index_tar(content: bytes, members: Sequence[str], name: str) -> NDArray[np.v
                 extension, (0, -1, 0)
             )
     return index
+
+
+class Member(NamedTuple):
+    """A member of a sample where it lies, not checked yet.
+
+    Args:
+        content: Its bytes, uint8; fewer than `length` where its tar was cut.
+        offset: Of its first byte in the tar.
+        length: In bytes, as indexed.
+        crc32: As indexed.
+        where: Gives shard and member in words.
+    """
+
+    content: NDArray[np.uint8]
+    offset: int
+    length: int
+    crc32: int
+    where: Callable[[], str]
+
+    def copy(self) -> bytes:
+        """Its bytes, checked after they were copied.
+
+        Raises:
+            CorruptShard: They are cut, or not those that were indexed.
+        """
+        copied = self.content.tobytes()
+        if len(copied) != self.length or crc32(copied) != self.crc32:
+            raise self.damage()
+        return copied
+
+    def damage(self) -> CorruptShard:
+        """The error that says which bytes are not those that were indexed."""
+        end = self.offset + self.length
+        return CorruptShard(
+            f"{self.where()}: bytes {self.offset} to {end} are not those of the index"
+        )
 
 
 def read_member(

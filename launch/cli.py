@@ -25,7 +25,7 @@ from launch.local import (
 # Loaded when they are needed: most of them import torch, which takes seconds.
 HANDLERS = {
     "demo": "launch.demo:run_demo",
-    "shard": "data.shard:make_dataset",
+    "shard": "data.ingest:make_dataset",
     "verify": "data.verify:verify",
     "autoencoder": "training.autoencode:train_autoencoder",
     "cache": "training.cache:make_cache",

@@ -66,15 +66,15 @@ def run_ranks(arguments: list[str], cluster: ClusterConfig) -> int:
         try:
             elastic_launch(config, sys.executable)("-m", "launch.cli", *arguments)
         except ChildFailedError as error:
-            if said := rank_errors():  # others may only have lost the rank that says why
+            if said := causes(rank_errors()):
                 return said[0].code
             first = min(error.failures.values(), key=lambda failure: failure.timestamp)
             return first.exitcode if first.exitcode > 0 else 128 - first.exitcode
         except SignalException:  # passed on to the ranks, which saved and went, or could not
-            failed = [error.code for error in rank_errors() if error.code != PREEMPTED_EXIT_CODE]
-            return failed[0] if failed else PREEMPTED_EXIT_CODE
+            said = causes(rank_errors())
+            return said[0].code if said else PREEMPTED_EXIT_CODE
         finally:
-            for line in dict.fromkeys(error.line for error in rank_errors()):
+            for line in dict.fromkeys(error.line for error in causes(rank_errors())):
                 print(f"ldm: {line}", file=sys.stderr, flush=True)
             del os.environ[RANK_ERRORS]
     return 0
@@ -103,6 +103,12 @@ def rank_errors() -> list[RankError]:
         return []
     files = sorted(Path(os.environ[RANK_ERRORS]).iterdir())
     return [RankError(file.read_text(), int(file.name.rpartition("-")[2])) for file in files]
+
+
+def causes(errors: list[RankError]) -> list[RankError]:
+    """Those that say why a job ended: not ranks that were stopped because another had failed."""
+    failed = [error for error in errors if error.code != PREEMPTED_EXIT_CODE]
+    return failed or errors
 
 
 def die_with_parent() -> None:

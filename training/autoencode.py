@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from conf.errors import UserError
 from conf.groups import KLAutoencoderConfig
 from conf.schema import AutoencoderCommand
-from data.loader import image_batches
+from data.collate import ImageCollator
+from data.corpus import open_corpus
 from data.manifest import canonical_json, sha256
 from data.sample import ImageBatch
 from data.storage import open_prefix
-from data.stream import open_dataset
 from training.engine.checkpoint import EMA, require_checkpoint
 from training.loop import Task, read_run, run_config, train
 from training.models.autoencoder import KLAutoencoder, kl_divergence
@@ -29,11 +29,11 @@ def train_autoencoder(config: AutoencoderCommand) -> None:
 
     Source: Rombach et al. 2022, section 3.1, without the perceptual and adversarial terms.
     """
-    data = open_dataset(config.data.url, "images")
+    data = open_corpus(config.data, "images", config.batch_size)
     assert isinstance(config.autoencoder, KLAutoencoderConfig)
     torch.manual_seed(config.train.seed)
     model = build_autoencoder(config.autoencoder)
-    check_size(model, data.manifest.buckets, config.data.url)
+    check_size(model, data.buckets, config.data.url)
     latent_channels = config.autoencoder.latent_channels
 
     def losses(wrapped: nn.Module, batch: ImageBatch, device: torch.device) -> Mapping[str, Tensor]:
@@ -50,7 +50,9 @@ def train_autoencoder(config: AutoencoderCommand) -> None:
             "kl": divergence,
         }
 
-    train(config, Task("autoencoder", model, data, image_batches, losses))
+    train(
+        config, Task("autoencoder", model, data, ImageCollator(config.data.max_bad_share), losses)
+    )
 
 
 def build_autoencoder(config: KLAutoencoderConfig) -> KLAutoencoder:

@@ -12,7 +12,10 @@ from numpy.typing import NDArray
 from conf.errors import RunError
 from conf.groups import TrainedAutoencoderConfig
 from conf.schema import CacheCommand
-from data.loader import dump_array, image_of, read_ahead
+from data.arrays import dump_array
+from data.collate import caption_of, image_of
+from data.image import BadImage, fit
+from data.loader import read_ahead
 from data.manifest import (
     EMPTY_TEXT,
     LatentSpec,
@@ -23,7 +26,7 @@ from data.manifest import (
     square_side,
 )
 from data.progress import Meter, peak_memory, progress, say, write_summary
-from data.sample import CAPTION, META, MOMENTS, TEXT, RawSample
+from data.sample import META, MOMENTS, TEXT, RawSample
 from data.shard import ShardEntry, begin_dataset, commit_dataset, commit_shard, finished_shard
 from data.storage import open_prefix
 from data.stream import Dataset, open_dataset
@@ -178,10 +181,10 @@ def _encode_shard(
         for raw, images in read_ahead(jobs, config.data.threads):
             moments = encoder.moments(images)
             statistics.add(moments)
-            texts = encoder.texts([sample.members[CAPTION].decode() for sample in raw])
+            texts = encoder.texts([caption_of(sample, data) for sample in raw])
             for sample, moment, text in zip(raw, moments, texts, strict=True):
                 members = {MOMENTS: dump_array(moment), TEXT: dump_array(text)}
-                yield replace(sample, members={**members, META: sample.members[META]})
+                yield replace(sample, members={**members, **_meta(sample)})
             meter.advance(len(raw))
 
     encoded = list(samples())
@@ -203,8 +206,21 @@ def _micro_batches(buckets: NDArray[np.uint16], most: int) -> list[list[int]]:
 
 
 def _read(data: Dataset, shard: int, rows: list[int]) -> tuple[list[RawSample], NDArray[np.uint8]]:
+    """Samples of one bucket, and their images in its size, (B, H, W, 3)."""
     raw = [data.read(shard, row) for row in rows]
-    return raw, np.stack([image_of(sample) for sample in raw])
+    height, width = data.manifest.buckets[raw[0].bucket]
+    images = []
+    for sample, row in zip(raw, rows, strict=True):
+        try:
+            images.append(fit(image_of(sample), height, width))
+        except BadImage as error:
+            where = data.name_of(shard, row)
+            raise RunError(f"{where}: {error}; leave it out with `ldm shard` source.check=true") from error
+    return raw, np.stack(images)
+
+
+def _meta(sample: RawSample) -> dict[str, bytes]:
+    return {META: sample.members[META]} if META in sample.members else {}
 
 
 class ChannelStatistics:

@@ -1,6 +1,6 @@
 """`ldm train`: trains the denoiser on a dataset of latents, and loads what it has trained."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +12,12 @@ from conf.enums import Precision
 from conf.errors import UserError
 from conf.groups import DiffusionConfig, TextEncoderConfig, UNetConfig
 from conf.schema import TrainCommand
-from data.loader import latent_batches, load_array
+from data.arrays import load_array
+from data.collate import latent_batch
+from data.corpus import open_corpus
 from data.manifest import EMPTY_TEXT, LatentSpec, Manifest, sha256
 from data.sample import LatentBatch
-from data.storage import open_prefix
+from data.storage import Prefix, open_prefix
 from data.stream import Dataset, open_dataset
 from data.tar import CorruptShard
 from training.autoencode import load_trained_autoencoder
@@ -31,12 +33,13 @@ from training.step import Condition, latent_losses
 
 def train_denoiser(config: TrainCommand) -> None:
     """Train the UNet of a configuration; channels and widths come from the dataset's manifest."""
-    data = open_dataset(config.data.url, "latents")
-    spec, text = data.manifest.latents, data.manifest.text
-    assert spec is not None and text is not None
+    data = open_corpus(config.data, "latents", config.batch_size)
+    spec = data.main.manifest.latents
+    assert spec is not None
     torch.manual_seed(config.train.seed)
-    model = build_unet(config.unet, data.manifest)
-    empty = torch.from_numpy(load_empty_text(data)).float()
+    check_halvings(config.unet, spec, data.buckets)
+    model = build_unet(config.unet, data.main.manifest)
+    empty = torch.from_numpy(load_empty_text(data.main)).float()
 
     def losses(
         wrapped: nn.Module, batch: LatentBatch, device: torch.device
@@ -54,29 +57,44 @@ def train_denoiser(config: TrainCommand) -> None:
         )
 
     schedule = build_schedule(config.diffusion)
-    train(config, Task("train", model, data, latent_batches, losses))
+    train(config, Task("train", model, data, latent_batch, losses))
 
 
 def build_unet(config: UNetConfig, manifest: Manifest) -> UNet:
-    """A fresh UNet for a dataset of latents.
+    """A fresh UNet with the channels and widths of a dataset of latents.
 
     Raises:
         UserError: Sizes that cannot work.
     """
     assert manifest.latents is not None and manifest.text is not None
+    try:
+        return UNet(config, manifest.latents.channels, manifest.text.width)
+    except ValueError as error:
+        raise UserError("unet", str(error), "choose sizes that fit") from None
+
+
+def check_halvings(
+    config: UNetConfig, spec: LatentSpec, buckets: Iterable[tuple[int, int]]
+) -> None:
+    """Refuse latents that the UNet cannot halve as often as it has to.
+
+    Args:
+        config: Its sizes.
+        spec: What the latents mean.
+        buckets: Height and width in pixels of the images that they were made of.
+
+    Raises:
+        UserError: A side is no multiple of what the levels halve it by.
+    """
     halvings = 2 ** (len(config.channel_mult) - 1)
-    for side in sorted({side for bucket in manifest.buckets for side in bucket}):
-        places = side // manifest.latents.downsampling
+    for side in sorted({side for bucket in buckets for side in bucket}):
+        places = side // spec.downsampling
         if places % halvings:
             raise UserError(
                 f"unet.channel_mult={list(config.channel_mult)}",
                 f"halves latents of {places} places more often than they can be",
                 "give fewer levels",
             )
-    try:
-        return UNet(config, manifest.latents.channels, manifest.text.width)
-    except ValueError as error:
-        raise UserError("unet", str(error), "choose sizes that fit") from None
 
 
 def load_empty_text(data: Dataset) -> Any:
@@ -110,7 +128,7 @@ class TrainedModel:
         diffusion: Its configuration.
         samples_seen: How long it was trained.
         weights: SHA-256 of the averaged weights.
-        latents: What it was trained on.
+        latents: The datasets that it was trained on; the first says what latents mean.
         device: Where all of it is.
     """
 
@@ -123,7 +141,7 @@ class TrainedModel:
     diffusion: DiffusionConfig
     samples_seen: int
     weights: str
-    latents: Dataset
+    latents: tuple[Dataset, ...]
     device: torch.device
 
     def encode_captions(self, captions: list[str]) -> Condition:
@@ -143,16 +161,9 @@ def load_trained(url: str) -> TrainedModel:
     checkpoint = require_checkpoint(out)
     diffusion = OmegaConf.to_object(OmegaConf.merge(DiffusionConfig, run["diffusion"]))
     assert isinstance(diffusion, DiffusionConfig)
-    url_then = run_config(out)["data"]["url"]
-    data = open_dataset(url_then, "latents", "data.url of the run")
-    manifest = data.manifest
+    data = _trained_on(out, run)
+    manifest = data[0].manifest
     assert manifest.latents is not None and manifest.text is not None
-    if manifest.fingerprint != run["data"]["fingerprint"]:
-        raise UserError(
-            f"checkpoint={url}",
-            f"was trained on latents that are no longer at {url_then}",
-            "cache them again with the same settings",
-        )
     unet = build_unet(UNetConfig(**run["unet"]), manifest)
     unet.load_state_dict(checkpoint.tensors(EMA))
     unet.eval().requires_grad_(False)
@@ -180,7 +191,7 @@ def load_trained(url: str) -> TrainedModel:
         unet=unet.to(device, memory_format=torch.channels_last),
         autoencoder=autoencoder.to(device),
         text_encoder=text_encoder.to(device),
-        empty=torch.from_numpy(load_empty_text(data)).float().to(device),
+        empty=torch.from_numpy(load_empty_text(data[0])).float().to(device),
         spec=manifest.latents,
         schedule=build_schedule(diffusion).to(device),
         diffusion=diffusion,
@@ -189,3 +200,22 @@ def load_trained(url: str) -> TrainedModel:
         latents=data,
         device=device,
     )
+
+
+def _trained_on(out: Prefix, run: dict[str, Any]) -> tuple[Dataset, ...]:
+    """The datasets of a run.
+
+    Raises:
+        UserError: One is no longer where it was, or no longer what it was.
+    """
+    then = run_config(out)["data"]
+    urls = [then["url"], *then["also"]]
+    datasets = tuple(open_dataset(url, "latents", "data.url of the run") for url in urls)
+    for dataset, fingerprint in zip(datasets, run["data"]["fingerprints"], strict=True):
+        if dataset.manifest.fingerprint != fingerprint:
+            raise UserError(
+                f"checkpoint={out.url}",
+                f"was trained on latents that are no longer at {dataset.prefix.url}",
+                "cache them again with the same settings",
+            )
+    return datasets

@@ -17,9 +17,10 @@ from torch import Tensor
 from conf.errors import UserError
 from conf.schema import EvaluateCommand
 from data.claim import claim
+from data.collate import ImageCollator
+from data.corpus import Corpus
 from data.image import encode_png
-from data.loader import image_batches
-from data.order import Order
+from data.loader import batches
 from data.progress import peak_memory, progress, read_summary, say, write_summary
 from data.sample import ImageBatch
 from data.storage import open_prefix
@@ -95,7 +96,8 @@ def evaluate(config: EvaluateCommand) -> dict[str, Any]:
         return dict(json.loads(out.read(RESULT)))
     batches = _read_all(data, config)
     result, picture = _measure(config, model, batches)
-    result["trained_on"] = model.latents.count_keys([k for batch in batches for k in batch.keys])
+    keys = [key for batch in batches for key in batch.keys]
+    result["trained_on"] = sum(dataset.count_keys(keys) for dataset in model.latents)
     out.write(RECONSTRUCTIONS, encode_png(picture))
     out.write(RESULT, json.dumps(result, indent=1).encode() + b"\n")
     say(describe(result))
@@ -139,10 +141,10 @@ def _check(config: EvaluateCommand, data: Dataset, model: TrainedModel) -> None:
 
 def _read_all(data: Dataset, config: EvaluateCommand) -> list[ImageBatch]:
     """The images to measure, each once, in the order of the seed."""
-    order = Order([s.samples for s in data.manifest.shards], config.seed, BLOCK_SHARDS)
-    count = min(config.samples or order.epoch_samples, order.epoch_samples)
+    corpus = Corpus([data], None, config.seed, BLOCK_SHARDS, BATCH)
+    count = min(config.samples or corpus.samples, corpus.samples)
     places = [range(i, min(i + BATCH, count)) for i in range(0, count, BATCH)]
-    return list(image_batches(data, order, places, config.data.threads))
+    return list(batches(corpus, ImageCollator(0), places, config.data.threads))
 
 
 def _measure(

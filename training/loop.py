@@ -15,11 +15,10 @@ from conf.errors import Preempted, RunError, UserError
 from conf.rules import micro_batch
 from conf.schema import AutoencoderCommand, TrainCommand
 from data.claim import claim, claimed
-from data.loader import training_places
-from data.order import Order
+from data.corpus import Corpus
+from data.loader import Loader
 from data.progress import peak_memory, progress, say, write_summary
 from data.storage import Prefix, open_prefix
-from data.stream import Dataset
 from training.ema import ema_weight, update_ema
 from training.engine.checkpoint import (
     EMA,
@@ -53,16 +52,16 @@ class Task:
     Args:
         command: Its name.
         model: The plain model with fresh weights, the same on every rank.
-        data: The dataset to read.
-        read: Micro-batches at the given places.
+        data: What is read.
+        collate: Makes the micro-batch of the samples at some places.
         losses: Per-sample values of a micro-batch, (B,) each; `loss` is minimised. Called with the
             wrapped model.
     """
 
     command: str
     model: nn.Module
-    data: Dataset
-    read: Callable[[Dataset, Order, Iterator[range], int], Iterator[Any]]
+    data: Corpus
+    collate: Callable[[Corpus, range], Any]
     losses: Callable[[nn.Module, Any, torch.device], Mapping[str, Tensor]]
 
 
@@ -164,19 +163,24 @@ class _Loop:
 
     def _batches(self) -> Iterator[tuple[list[Any], float]]:
         """This rank's micro-batches of each global batch, and the seconds waited for them."""
-        config, data, world = self.config, self.task.data, self.engine.world
-        counts = [shard.samples for shard in data.manifest.shards]
-        order = Order(counts, config.data.seed, config.data.block_shards)
+        config, world = self.config, self.engine.world
         micro = micro_batch(config.batch_size, config.micro_batch_size, world.size)
-        places = training_places(
-            self.progress.samples_seen, config.batch_size, micro, world.rank, world.size
+        loader = Loader(
+            self.task.data,
+            self.task.collate,
+            config.batch_size,
+            micro,
+            world.rank,
+            world.size,
+            config.data.threads,
         )
-        stream = self.task.read(data, order, places, config.data.threads)
+        loader.load_state_dict({"place": self.progress.samples_seen})
         steps = config.batch_size // (micro * world.size)
-        while True:
-            asked = time.perf_counter()
-            micro_batches = [next(stream) for _ in range(steps)]
-            yield micro_batches, time.perf_counter() - asked
+        with contextlib.closing(loader):
+            while True:
+                asked = time.perf_counter()
+                micro_batches = [next(loader) for _ in range(steps)]
+                yield micro_batches, time.perf_counter() - asked
 
     def _step(self, micro_batches: list[Any]) -> dict[str, float]:
         config, seen = self.config, self.progress.samples_seen
@@ -267,7 +271,8 @@ def _claim(out: Prefix, config: TrainingConfigs, task: Task) -> None:
     settings = {k: v for k, v in config_dict(config).items() if k not in FREE_SETTINGS}
     settings["precision"] = config.engine.precision.value
     settings["data"] = {
-        "fingerprint": task.data.manifest.fingerprint,
+        "fingerprints": [dataset.manifest.fingerprint for dataset in task.data.datasets],
+        "weights": config.data.weights,
         "seed": config.data.seed,
         "block_shards": config.data.block_shards,
     }
@@ -275,7 +280,8 @@ def _claim(out: Prefix, config: TrainingConfigs, task: Task) -> None:
         del settings["train"]["samples"]  # a longer run of the same is the same run
     claim(out, {"command": task.command, **settings})
     if current_world().main:  # on every start: places and lengths may have changed
-        told = replace(config, data=replace(config.data, url=task.data.prefix.absolute))
+        url, *also = [dataset.prefix.absolute for dataset in task.data.datasets]
+        told = replace(config, data=replace(config.data, url=url, also=also))
         content = config_yaml(told).encode()
         if not out.exists(CONFIG) or out.read(CONFIG) != content:
             out.write(CONFIG, content)

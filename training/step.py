@@ -134,7 +134,7 @@ def latent_losses(
     """
     device = schedule.alphas.device
     places = batch.places.tolist()
-    moments = torch.from_numpy(batch.moments)
+    moments = torch.from_numpy(batch.moments).float()
     shape = (spec.channels, *moments.shape[2:])
     posterior = normal(seed, places, Purpose.posterior, shape)
     latents = final_latents(moments, posterior, spec).to(device, memory_format=torch.channels_last)
@@ -142,9 +142,9 @@ def latent_losses(
     draws = stratified(uniform(seed, places, Purpose.timestep), batch.places, batch_size)
     timesteps = timestep_of(draws, config.num_timesteps).to(device)
     dropped = (uniform(seed, places, Purpose.caption) < config.caption_dropout).to(device)
-    condition = Condition(torch.from_numpy(batch.text), torch.from_numpy(batch.text_mask)).to(
-        device
-    )
+    # Moved in the number format in which it is stored: half the bytes.
+    text, mask = torch.from_numpy(batch.text), torch.from_numpy(batch.text_mask)
+    condition = Condition(text.to(device).float(), mask.to(device))
     condition = drop_captions(condition, empty, dropped)
     losses = diffusion_loss(
         as_denoiser(model), latents, noise, timesteps, condition, schedule, config.prediction

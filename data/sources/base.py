@@ -1,7 +1,7 @@
 """What all sources share: the record that they give, and how they say that a sample is bad."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,20 +23,35 @@ REMEDY = "mend or remove it, or allow a max_bad_share"
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Image-caption pairs by key, so that any shard can be made alone, in any process.
+    """What a source holds, found out once, by the process that hands out the work.
 
     Args:
-        keys: The pairs' keys, sorted.
-        pair: Makes the pair of a key; raises `BadSample`.
+        samples: How many pairs there are. Each has its number, whoever makes it.
         settings: What decides the pairs' content, JSON-ready: part of the dataset's identity.
-        places: Where the pairs lie, by key, where finding that out is costly. A process that makes
-            some of the shards is given those of its keys and need not search again.
+        part: What another process needs to make the pairs from one number up to another, so that
+            it need not look again. It can be pickled, and is small.
+    """
+
+    samples: int
+    settings: dict[str, Any]
+    part: Callable[[int, int], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The pairs of a part of a source.
+
+    Args:
+        keys: Their keys, in the order of their numbers.
+        pair: Makes the pair of a key, its image as large as it was found; raises `BadSample`.
     """
 
     keys: tuple[str, ...]
     pair: Callable[[str], Pair]
-    settings: dict[str, Any]
-    places: Mapping[str, Any] = field(default_factory=dict)
+
+
+class BadSource(UserError):
+    """A source that cannot be used as it is."""
 
 
 class BadSample(UserError):

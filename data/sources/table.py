@@ -15,7 +15,6 @@ from typing import Any
 
 from conf.errors import RunError, UserError
 from conf.groups import TableSource
-from data.image import fit_square
 from data.retry import Patience
 from data.sample import Pair
 from data.sources.base import (
@@ -24,13 +23,14 @@ from data.sources.base import (
     NO_CAPTION,
     NO_IMAGE,
     BadSample,
+    Part,
     Source,
     image_of,
     is_writable,
     meta_of,
     read_capped,
 )
-from data.sources.tabular import BadRow, Table, open_table
+from data.sources.tabular import BadRow, Rows, Table, open_rows, open_table
 from data.storage import Prefix, open_prefix
 
 BAD_ROW = "bad row"
@@ -41,7 +41,7 @@ OF_A_LINK = Patience(limit=2.0)
 NO_FILE = (errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 
 
-def table_source(config: TableSource, size: int) -> Source:
+def table_source(config: TableSource) -> Source:
     """The rows of a table.
 
     Raises:
@@ -51,13 +51,27 @@ def table_source(config: TableSource, size: int) -> Source:
     prefix = open_prefix(folder, "source.path")
     table = open_table(prefix, name)
     _require_columns(config, table)
-    weights = config.caption_weights or [1.0] * len(config.caption_columns)
+    settings = {
+        "path": config.path,
+        "count": table.num_rows,
+        "content": prefix.version(name),
+        "image_column": config.image_column,
+        "captions": dict(zip(config.caption_columns, _weights(config), strict=True)),
+    }
+    return Source(table.num_rows, settings, table.part)
+
+
+def table_part(config: TableSource, rows: Rows) -> Part:
+    """The pairs of some rows."""
+    folder, name = _split(config.path)
+    prefix = open_prefix(folder, "source.path")
+    row_of, weights = open_rows(prefix, name, rows), _weights(config)
     used = {config.image_column, *config.caption_columns}
 
     def pair(key: str) -> Pair:
         where, setting = f"row {int(key)}", f"source.path={config.path}"
         try:
-            row = table.row(int(key))
+            row = row_of(int(key))
         except BadRow as error:
             raise BadSample(setting, where, BAD_ROW, str(error)) from error
         captions = [row.get(column) for column in config.caption_columns]
@@ -70,16 +84,13 @@ def table_source(config: TableSource, size: int) -> Source:
             raise BadSample(setting, where, BAD_CAPTION, "has half of a surrogate pair")
         content, where = _image_bytes(row.get(config.image_column), prefix, setting, where)
         image = image_of(content, setting, where)
-        return Pair(key, fit_square(image, size), caption, meta_of(found, key, image))
+        return Pair(key, image, caption, meta_of(found, key, image))
 
-    settings = {
-        "path": config.path,
-        "count": table.num_rows,
-        "content": prefix.version(name),
-        "image_column": config.image_column,
-        "captions": dict(zip(config.caption_columns, weights, strict=True)),
-    }
-    return Source(tuple(f"{i:0{KEY_DIGITS}d}" for i in range(table.num_rows)), pair, settings)
+    return Part(tuple(f"{i:0{KEY_DIGITS}d}" for i in range(rows.first, rows.last)), pair)
+
+
+def _weights(config: TableSource) -> list[float]:
+    return config.caption_weights or [1.0] * len(config.caption_columns)
 
 
 def choose_caption(captions: Sequence[Any], weights: Sequence[float], key: str) -> str | None:

@@ -1,20 +1,22 @@
-"""Tables by row number: .csv, .tsv and .jsonl in memory, .parquet a row group at a time."""
+"""Tables by row number. Of .csv, .tsv and .jsonl only the rows' places are kept in memory."""
 
 import csv
 import io
 import json
+from array import array
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
 from typing import Any
 
-from conf.errors import UserError
+from conf.errors import RunError, UserError
 from data.storage import Prefix
 
 # Rows of a .jsonl that are looked at to learn its columns; a later one may lack some or have more.
 LOOKED_AT = 1000
+PIECE = 2**24  # bytes of a table that are read at once
 
 
 class BadRow(Exception):
@@ -22,75 +24,159 @@ class BadRow(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class Rows:
+    """What a process needs to read some rows of a table.
+
+    Args:
+        columns: The names of the table's columns.
+        first: Number of the first row.
+        last: Number of the row after the last.
+        places: Where each of them ends in the file, behind where the first begins; none where the
+            file knows by itself.
+    """
+
+    columns: tuple[str, ...]
+    first: int
+    last: int
+    places: "array[int]"
+
+
+@dataclass(frozen=True, slots=True)
 class Table:
-    """Rows by number.
+    """What is in a table.
 
     Args:
         columns: The names of the columns.
         num_rows: How many rows there are.
-        row: The cells of a row by column; raises `BadRow`.
+        places: Where the first row begins and where each row ends, in bytes; or none.
     """
 
     columns: tuple[str, ...]
     num_rows: int
-    row: Callable[[int], dict[str, Any]]
+    places: "array[int]"
+
+    def part(self, first: int, last: int) -> Rows:
+        """The rows from one number up to another."""
+        return Rows(self.columns, first, last, self.places[first : last + 1])
 
 
 def open_table(prefix: Prefix, name: str) -> Table:
-    """Open a table, once a process as long as the file stays the same.
+    """Read a table through, once, for where its rows are.
 
     Raises:
         UserError: There is no such file, it has another format, or it is damaged.
     """
     where = f"source.path={prefix.url.rstrip('/')}/{name}"
-    opener = _OPENERS.get(name.rpartition(".")[2].lower())
+    opener = _OPENERS.get(_format(name))
     if opener is None:
         raise UserError(where, "is no table", f"give a file of {', '.join(_OPENERS)}")
     try:
-        return _opened(opener, prefix, name, prefix.version(name), where)
+        return opener(prefix, name, where)
     except FileNotFoundError:
         raise UserError(where, "is not there", "give the URL of a table") from None
 
 
-@lru_cache(maxsize=1)
-def _opened(
-    opener: Callable[[Prefix, str, str], Table], prefix: Prefix, name: str, version: str, where: str
-) -> Table:
-    return opener(prefix, name, where)
+def open_rows(prefix: Prefix, name: str, rows: Rows) -> Callable[[int], dict[str, Any]]:
+    """A function of a row's number in the table that gives its cells by column or raises `BadRow`.
+
+    Raises:
+        RunError: The table is not what it was when its rows were found.
+    """
+    if _format(name) == "parquet":
+        where = f"source.path={prefix.url.rstrip('/')}/{name}"
+        return _parquet_row(prefix, name, prefix.version(name), where)
+    start = rows.places[0]
+    content = prefix.read_range(name, start, rows.places[-1] - start)
+    try:
+        row, count = (_jsonl_rows if _format(name) == "jsonl" else _csv_rows)(content, name, rows)
+    except (UnicodeDecodeError, csv.Error):
+        count = -1
+    if count != rows.last - rows.first:
+        raise RunError(f"{name} has changed since the command began; choose another out")
+    return row
+
+
+def _format(name: str) -> str:
+    return name.rpartition(".")[2].lower()
+
+
+def _lines(prefix: Prefix, name: str) -> Iterator[bytes]:
+    """The lines of a file with their ends, a piece of the file in memory at a time."""
+    rest, start = b"", 0
+    while piece := prefix.read_range(name, start, PIECE):
+        start += len(piece)
+        *lines, rest = io.BytesIO(rest + piece)
+        yield from lines
+        if rest.endswith(b"\n"):
+            yield rest
+            rest = b""
+    if rest:
+        yield rest
 
 
 def _csv(prefix: Prefix, name: str, where: str) -> Table:
-    delimiter = "\t" if name.lower().endswith(".tsv") else ","
+    position = 0
+
+    def text() -> Iterator[str]:
+        nonlocal position
+        for line in _lines(prefix, name):
+            encoding = "utf-8" if position else "utf-8-sig"
+            position += len(line)
+            yield line.decode(encoding)
+
+    header, places = None, array("Q")
     try:
-        text = prefix.read(name).decode("utf-8-sig")
-        lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-        header, *rows = [line for line in lines if line] or [[]]
+        # The reader takes no line more than the record needs, so a record ends where we are then.
+        for record in csv.reader(text(), delimiter=_delimiter(name), strict=True):
+            if record:  # a blank line gives none
+                header = header or record
+                places.append(position)
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(where, f"is damaged ({error})", "give a table in UTF-8") from error
-    if len(set(header)) != len(header):
+    columns = tuple(header or ())
+    if len(set(columns)) != len(columns):
         raise UserError(where, "has two columns of one name", "rename one of them")
+    return Table(columns, max(0, len(places) - 1), places)
+
+
+def _csv_rows(content: bytes, name: str, rows: Rows) -> tuple[Callable[[int], dict[str, Any]], int]:
+    lines = io.StringIO(content.decode("utf-8"), newline="")
+    records = [one for one in csv.reader(lines, delimiter=_delimiter(name), strict=True) if one]
 
     def row(number: int) -> dict[str, Any]:
-        if len(rows[number]) != len(header):
-            raise BadRow(f"has {len(rows[number])} cells, the table has {len(header)} columns")
-        return dict(zip(header, rows[number], strict=True))
+        cells = records[number - rows.first]
+        if len(cells) != len(rows.columns):
+            raise BadRow(f"has {len(cells)} cells, the table has {len(rows.columns)} columns")
+        return dict(zip(rows.columns, cells, strict=True))
 
-    return Table(tuple(header), len(rows), row)
+    return row, len(records)
+
+
+def _delimiter(name: str) -> str:
+    return "\t" if _format(name) == "tsv" else ","
 
 
 def _jsonl(prefix: Prefix, name: str, where: str) -> Table:
-    lines = [line for line in prefix.read(name).split(b"\n") if line.strip()]
-
-    def row(number: int) -> dict[str, Any]:
-        return json_object(lines[number])
-
     columns: dict[str, None] = {}
-    for number in range(min(len(lines), LOOKED_AT)):
-        try:
-            columns.update(dict.fromkeys(row(number)))
-        except BadRow:
+    position, places = 0, array("Q", [0])
+    for line in _lines(prefix, name):
+        position += len(line)
+        if not line.strip():
             continue
-    return Table(tuple(columns), len(lines), row)
+        places.append(position)
+        if len(places) <= LOOKED_AT:
+            try:
+                columns.update(dict.fromkeys(json_object(line)))
+            except BadRow:
+                continue
+    return Table(tuple(columns), len(places) - 1, places)
+
+
+def _jsonl_rows(
+    content: bytes, name: str, rows: Rows
+) -> tuple[Callable[[int], dict[str, Any]], int]:
+    lines = [line for line in content.split(b"\n") if line.strip()]
+    return lambda number: json_object(lines[number - rows.first]), len(lines)
 
 
 def json_object(content: bytes) -> dict[str, Any]:
@@ -115,6 +201,12 @@ def _finite(digits: str) -> float | None:
 
 
 def _parquet(prefix: Prefix, name: str, where: str) -> Table:
+    file = _parquet_file(prefix, name, prefix.version(name), where)
+    return Table(tuple(file.schema_arrow.names), file.metadata.num_rows, array("Q"))
+
+
+@lru_cache(maxsize=1)  # a process makes many parts of the same file
+def _parquet_file(prefix: Prefix, name: str, version: str, where: str) -> Any:
     try:
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
@@ -123,10 +215,20 @@ def _parquet(prefix: Prefix, name: str, where: str) -> Table:
             where, "needs the package pyarrow", "pip install 'latent-foundry[table]'"
         ) from None
     try:
-        file = ParquetFile(prefix.open(name))
+        return ParquetFile(prefix.open(name))
     except (ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(where, f"is damaged ({reason})", "give a whole .parquet") from error
+
+
+@lru_cache(maxsize=1)
+def _parquet_row(
+    prefix: Prefix, name: str, version: str, where: str
+) -> Callable[[int], dict[str, Any]]:
+    """Rows by number, a row group in memory at a time."""
+    from pyarrow import ArrowException
+
+    file = _parquet_file(prefix, name, version, where)
     groups = range(file.metadata.num_row_groups)
     ends = list(accumulate(file.metadata.row_group(group).num_rows for group in groups))
 
@@ -147,7 +249,7 @@ def _parquet(prefix: Prefix, name: str, where: str) -> Table:
             raise BadRow(f"is no UTF-8 ({error})") from error
         return dict(cells)
 
-    return Table(tuple(file.schema_arrow.names), file.metadata.num_rows, row)
+    return row
 
 
 _OPENERS = {"csv": _csv, "tsv": _csv, "jsonl": _jsonl, "parquet": _parquet}

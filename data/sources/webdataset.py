@@ -1,156 +1,180 @@
 """Source `webdataset`: the tars of others, as img2dataset and LAION make them.
 
 The tars are searched once, header by header, for where every member lies; samples are then range
-reads. Nothing is extracted, unpickled or run, and members that are no image, text or json are not
-read. What a stock reader would pair wrongly or lose is a bad sample here, and a tar that was cut is
-refused: nobody knows how many samples it lost.
+reads. What was found of a tar is kept in a small file of the dataset that is being made, so that
+neither another process nor the command after an interruption searches again.
 """
 
-import posixpath
+import json
 import tarfile
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from itertools import accumulate
+from typing import Any
 
-from conf.errors import UserError
 from conf.groups import WebDatasetSource
-from data.image import MAX_BYTES, fit_square
-from data.manifest import canonical_json, sha256
-from data.sample import CAPTION, IMAGE_EXTENSIONS, META, Pair
+from data.sample import CAPTION, META, Pair
 from data.sources.base import (
     BAD_META,
     NO_CAPTION,
-    NO_IMAGE,
     BadSample,
+    Part,
     Source,
     image_of,
     is_writable,
     meta_of,
-    safe_key,
     text_of,
 )
 from data.sources.tabular import BadRow, json_object
+from data.sources.tars import (
+    Place,
+    Tars,
+    checked,
+    members_of,
+    refusing_damage,
+    require_end,
+    with_member,
+)
 from data.storage import Prefix, open_prefix
-from data.tar import split_name
 
-NOT_PLAIN = "not a plain file"
-TWICE = "member twice"
-TOO_LARGE = "too large"
-MAX_TEXT_BYTES = 2**24
-END_MARK = 1024
+SEARCHES = "search"
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where a sample lies, or why it cannot be used.
+class SearchTask:
+    """A tar to be searched.
 
     Args:
-        tar: The tar's name.
-        stem: The sample's key in the tar.
-        members: Offset and length of the sample's `image`, `txt` and `json`.
-        fault: Kind and detail of what is wrong, if anything is.
+        tar: Its name.
+        number: Its number among the tars.
+        out: URL of the dataset that keeps what was found.
     """
 
     tar: str
-    stem: str
-    members: dict[str, tuple[int, int]] = field(default_factory=dict)
-    fault: tuple[str, str] | None = None
+    number: int
+    out: str
 
 
-def webdataset_source(
-    config: WebDatasetSource, size: int, places: Mapping[str, Place] | None
-) -> Source:
-    """The samples of all tars in a prefix and below it.
+def search_tar(config: WebDatasetSource, task: SearchTask) -> None:
+    """Find the samples of a tar and keep where they are.
 
-    Args:
-        config: Where the tars lie.
-        size: Side of the images in pixels.
-        places: Those of some keys, from an earlier search; None searches all tars.
+    Members of a key need not stand together.
 
     Raises:
-        UserError: A tar is cut or damaged.
+        BadSource: The tar is cut or damaged.
     """
+    prefix, tar = open_prefix(config.path, "source.path"), task.tar
+    found: dict[str, Place] = {}
+    with (
+        prefix.errors("read"),
+        refusing_damage(prefix, tar),
+        prefix.open(tar) as file,
+        tarfile.open(fileobj=file, mode="r:") as archive,
+    ):
+        for item, stem, extension in members_of(archive, prefix, tar):
+            found[stem] = with_member(found.get(stem) or Place(tar, stem), item, extension)
+        end = archive.offset
+    require_end(prefix, tar, end)
+    caption = CAPTION if config.caption_field is None else META
+    places = sorted((checked(place, caption) for place in found.values()), key=lambda p: p.key)
+    # A name in a tar may be no UTF-8, which JSON in ASCII can hold.
+    name = f"{SEARCHES}/{task.number:05d}.{len(places)}.json"
+    content = json.dumps([asdict(place) for place in places]).encode()
+    open_prefix(task.out, "out").write(name, content)
+
+
+def searches(out: Prefix) -> dict[int, str]:
+    """The files of the searches that were made so far, by the number of the tar."""
+    whole = (name for name in out.names(SEARCHES) if not name.startswith("."))
+    return {int(name.partition(".")[0]): f"{SEARCHES}/{name}" for name in whole}
+
+
+def webdataset_source(tars: Tars, found: Mapping[int, str], out: Prefix) -> Source:
+    """The samples of tars that were all searched, in the tars' order and by key in each."""
+    files = [found[number] for number in range(len(tars.names))]
+    ends = list(accumulate(int(name.split(".")[1]) for name in files))
+
+    def part(first: int, last: int) -> list[tuple[str, str, int, int]]:
+        parts, number = [], bisect_right(ends, first)
+        while first < last:
+            start = ends[number] - int(files[number].split(".")[1])
+            stop = min(last, ends[number])
+            if stop > first:
+                parts.append((out.url, files[number], first - start, stop - start))
+            first, number = max(first, stop), number + 1
+        return parts
+
+    return Source(ends[-1] if ends else 0, tars.settings, part)
+
+
+@lru_cache(maxsize=2)
+def _places(out: Prefix, name: str, version: str) -> list[Place]:
+    raw = json.loads(out.read(name))
+    return [
+        Place(
+            one["tar"],
+            one["stem"],
+            {extension: tuple(at) for extension, at in one["members"].items()},
+            tuple(one["fault"]) if one["fault"] else None,
+        )
+        for one in raw
+    ]
+
+
+def webdataset_part(config: WebDatasetSource, part: Sequence[tuple[str, str, int, int]]) -> Part:
+    """The samples of some stretches of what searches found."""
     prefix, setting = open_prefix(config.path, "source.path"), f"source.path={config.path}"
-    files = prefix.files()
-    tars = sorted(name for name in files if name.lower().endswith(".tar"))
-    if places is None:
-        places = {key: place for tar in tars for key, place in _search(prefix, tar, setting)}
-    known = places
+    places = {
+        place.key: place
+        for url, name, first, last in part
+        for out in [open_prefix(url, "out")]
+        for place in _places(out, name, out.version(name))[first:last]
+    }
 
     def pair(key: str) -> Pair:
-        place = known[key]
+        place = places[key]
         where = f"{place.tar}: {place.stem}"
-        if place.fault:
-            raise BadSample(setting, where, *place.fault)
+        if place.fault or place.image is None:
+            raise BadSample(setting, where, *(place.fault or ()))
         members = _read(prefix, place)
-        try:
-            found = json_object(members[META]) if META in members else {}
-        except BadRow as error:
-            raise BadSample(setting, where, BAD_META, f"its json {error}") from error
-        if not is_writable(found):
-            raise BadSample(setting, where, BAD_META, "its json has half of a surrogate pair")
-        caption = text_of(members[CAPTION], setting, where)
-        image = image_of(members["image"], setting, where)
-        return Pair(key, fit_square(image, size), caption, meta_of(found, key, image))
+        found = meta_member(members.get(META), setting, where)
+        if config.caption_field is None:
+            caption = text_of(members[CAPTION], setting, where)
+        else:
+            caption = caption_member(found, config.caption_field, setting, where)
+        image = image_of(members[place.image], setting, where)
+        return Pair(key, image, caption, meta_of(found, key, image))
 
-    content = sha256(canonical_json([(tar, files[tar]) for tar in tars]))
-    settings = {"path": config.path, "tars": len(tars), "content": content}
-    return Source(tuple(sorted(known)), pair, settings, known)
+    return Part(tuple(places), pair)
 
 
-def _search(prefix: Prefix, tar: str, setting: str) -> Iterator[tuple[str, Place]]:
-    """The samples of a tar by key. Members of a key need not stand together."""
-    found: dict[str, Place] = {}
-    with prefix.errors("read"), prefix.open(tar) as file:
-        try:
-            with tarfile.open(fileobj=file, mode="r:") as archive:
-                for item in archive:
-                    if item.size < 0:  # tarfile would go back, and round for ever
-                        raise _cut(setting, tar, "has a member of a negative size")
-                    if not item.isdir():
-                        name = posixpath.normpath(item.name)
-                        stem, extension = split_name(name)
-                        place = found.get(stem) or Place(tar, stem)
-                        found[stem] = _with_member(place, item, extension.lower())
-                end = archive.offset
-        except (tarfile.TarError, UnicodeError, ValueError, OverflowError) as error:
-            raise _cut(setting, tar, f"is not a whole tar ({error})") from error
-        file.seek(end)  # tarfile takes a cut between members, or a damaged header, for the end
-        if file.read(END_MARK) != bytes(END_MARK):
-            raise _cut(setting, tar, "has no end mark, so it is cut or damaged")
-    folder = tar[: -len(".tar")]
-    for stem, place in found.items():
-        yield safe_key(f"{folder}/{stem}"), _checked(place)
+def meta_member(content: bytes | None, setting: str, where: str) -> dict[str, Any]:
+    """What a sample's json says; nothing if it has none.
+
+    Raises:
+        BadSample: It is no JSON object that can be written again.
+    """
+    try:
+        found = json_object(content) if content is not None else {}
+    except BadRow as error:
+        raise BadSample(setting, where, BAD_META, f"its json {error}") from error
+    if not is_writable(found):
+        raise BadSample(setting, where, BAD_META, "its json has half of a surrogate pair")
+    return found
 
 
-def _cut(setting: str, tar: str, wrong: str) -> UserError:
-    return UserError(setting, f"{tar} {wrong}", "get it again, or remove it")
+def caption_member(found: Mapping[str, Any], name: str, setting: str, where: str) -> str:
+    """The caption in a sample's json.
 
-
-def _with_member(place: Place, item: tarfile.TarInfo, extension: str) -> Place:
-    """A sample with one more member; the first fault that is found stays."""
-    which = "image" if extension in IMAGE_EXTENSIONS else extension
-    most = MAX_BYTES if which == "image" else MAX_TEXT_BYTES
-    fault: tuple[str, str] | None = None
-    if not item.isreg() or item.issparse():
-        fault = (NOT_PLAIN, f"{item.name!r} is a link, a device or the like")
-    elif item.name.startswith("/") or ".." in item.name.split("/"):
-        fault = (NOT_PLAIN, f"{item.name!r} leads out of its folder")
-    elif which not in ("image", CAPTION, META):
-        return place
-    elif which in place.members:
-        fault = (TWICE, f"{item.name!r} is its second {which}")
-    elif item.size > most:
-        fault = (TOO_LARGE, f"{item.name!r} has {item.size:,} bytes; the most is {most:,}")
-    members = {which: (item.offset_data, item.size), **place.members}
-    return replace(place, members=members, fault=place.fault or fault)
-
-
-def _checked(place: Place) -> Place:
-    if place.fault is None and "image" not in place.members:
-        return replace(place, fault=(NO_IMAGE, ""))
-    if place.fault is None and CAPTION not in place.members:
-        return replace(place, fault=(NO_CAPTION, ""))
-    return place
+    Raises:
+        BadSample: It has none there.
+    """
+    caption = found.get(name)
+    if not isinstance(caption, str) or not caption.strip():
+        raise BadSample(setting, where, NO_CAPTION, f"its json has no text {name!r}")
+    return caption.strip()
 
 
 def _read(prefix: Prefix, place: Place) -> dict[str, bytes]:

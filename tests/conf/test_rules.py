@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conf.compose import compose_config
-from conf.enums import EngineKind
+from conf.enums import Crop, EngineKind, ImageFormat
 from conf.errors import UserError
-from conf.groups import KLAutoencoderConfig, TableSource, TrainedAutoencoderConfig
+from conf.groups import KLAutoencoderConfig, TableSource, TrainedAutoencoderConfig, WebDatasetSource
 from conf.rules import check, field_bound, micro_batch
 from tests.conf.minimum import minimum
 
@@ -213,3 +213,73 @@ def test_caption_columns_and_weights_that_fit_are_taken():
     for weights in (None, [1.0, 0.0]):
         source = TableSource(path="t.csv", caption_columns=["a", "b"], caption_weights=weights)
         check(_with("shard", source=source))
+
+
+@pytest.mark.parametrize("command", ["autoencoder", "train"])
+@pytest.mark.parametrize(
+    ("also", "weights", "setting"),
+    [
+        (["a", "a"], None, "data.also"),
+        (["1"], None, "data.also"),  # that of data.url
+        (["a"], [1.0], "data.weights"),
+        ([], [1.0, 1.0], "data.weights"),
+        (["a"], [1.0, 0.0], "data.weights"),
+        (["a"], [1.0, -1.0], "data.weights"),
+        (["a"], [1.0, float("nan")], "data.weights"),
+    ],
+)
+def test_datasets_and_weights_that_do_not_fit_are_refused(command, also, weights, setting):
+    error = _refused(_with(command, data__also=also, data__weights=weights))
+    assert error.setting.startswith(f"{setting}=")
+
+
+def test_datasets_and_weights_that_fit_are_taken():
+    for also, weights in (([], None), (["a"], None), (["a"], [3.0, 0.5]), ([], [2.0])):
+        check(_with("train", data__also=also, data__weights=weights))
+
+
+def test_the_step_of_buckets_divides_the_size():
+    check(_with("shard", size=100))
+    with pytest.raises(UserError, match=r"buckets.step=64: does not divide size=100; .* is 128"):
+        check(_with("shard", size=100, buckets__max_aspect=2))
+    check(_with("shard", size=128, buckets__max_aspect=2))
+
+
+def test_a_quality_is_refused_where_it_does_nothing():
+    check(_with("shard", quality=90, format=ImageFormat.webp))
+    with pytest.raises(UserError, match=r"^quality=90: does nothing for format=png"):
+        check(_with("shard", quality=90))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"rank": 0}, "rank: is given without world_size"),
+        ({"world_size": 2}, "world_size: is given without rank"),
+        ({"rank": 2, "world_size": 2}, "rank=2: is not below world_size=2"),
+    ],
+)
+def test_rank_and_world_size_belong_together(settings, words):
+    check(_with("shard", rank=1, world_size=2))
+    with pytest.raises(UserError, match=words):
+        check(_with("shard", **settings))
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({"crop": Crop.random}, "crop"),
+        ({"format": ImageFormat.jpeg}, "format"),
+        ({"format": ImageFormat.jpeg, "quality": 90}, "format"),
+    ],
+)
+def test_what_would_change_images_is_refused_for_tars_left_in_place(settings, name):
+    source = WebDatasetSource(path="a", in_place=True)
+    check(_with("shard", source=source, size=128, buckets__max_aspect=2))
+    with pytest.raises(UserError, match=rf"^{name}: does nothing with source.in_place=true"):
+        check(_with("shard", source=source, **settings))
+
+
+def test_a_check_is_refused_where_images_are_decoded_anyway():
+    with pytest.raises(UserError, match=r"^source.check=true: does nothing"):
+        check(_with("shard", source=WebDatasetSource(path="a", check=True)))

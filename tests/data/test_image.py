@@ -6,10 +6,22 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, ImageFile
 
 from data import image as module
-from data.image import MAX_PIXELS, BadImage, decode_image, encode_png, fit_square
+from data.image import (
+    MAX_PIXELS,
+    BadImage,
+    covering,
+    cut,
+    decode_image,
+    encode_png,
+    fit,
+    middle,
+    read_size,
+)
 from tests.helpers.datasets import flip_bit, tiny_image
 
 ORIENTATION = 0x0112
@@ -120,7 +132,7 @@ def test_cmyk_becomes_rgb():
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("format", ["PNG", "JPEG"])
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP"])
 def test_a_camera_held_sideways_is_put_upright(format, orientation):
     upright = np.zeros((16, 32, 3), dtype=np.uint8)
     upright[:8, :16] = 255  # white at the top left, and wider than high
@@ -137,9 +149,28 @@ def test_a_camera_held_sideways_is_put_upright(format, orientation):
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
     held = Image.fromarray(np.ascontiguousarray(steps[orientation]))
-    decoded = decode_image(_encode(held, format, exif=exif.tobytes()))
+    content = _encode(held, format, exif=exif.tobytes())
+    decoded = decode_image(content)
     assert decoded.shape == upright.shape
+    assert read_size(content) == (16, 32)
     assert np.abs(decoded.astype(int) - upright).max() < 30
+
+
+def test_a_size_is_read_without_the_pixels(monkeypatch):
+    """And an orientation that a PNG has behind its pixels is found all the same."""
+    contents = [_encode(_plain("red", (5, 3)), format) for format in ("PNG", "JPEG", "WEBP")]
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    png = _encode(_plain("red", (5, 3)), exif=exif.tobytes())
+    at = png.index(b"eXIf") - 4
+    chunk = png[at : at + 12 + int.from_bytes(png[at : at + 4], "big")]
+    end = png.index(b"IEND") - 4
+    assert at < png.index(b"IDAT")
+    assert read_size(png[:at] + png[at + len(chunk) : end] + chunk + png[end:]) == (5, 3)
+    monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("it decoded"))
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda *_: pytest.fail("it decoded"))
+    for content in contents:
+        assert read_size(content) == (3, 5)
 
 
 # --- what is refused
@@ -155,8 +186,9 @@ def test_other_formats_are_refused(format):
     "content", [b"", b"text", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", bytes(99)]
 )
 def test_what_is_no_image_is_refused(content):
-    with pytest.raises(BadImage):
-        decode_image(content)
+    for read in (decode_image, read_size):
+        with pytest.raises(BadImage):
+            read(content)
 
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP"])
@@ -172,8 +204,9 @@ def test_an_image_that_was_cut_is_refused(format):
 def test_an_image_that_claims_to_be_huge_is_refused_at_once(size):
     assert size[0] * size[1] > MAX_PIXELS
     start = time.process_time()
-    with pytest.raises(BadImage, match="pixels"):
-        decode_image(_png_that_claims(*size))
+    for read in (decode_image, read_size):
+        with pytest.raises(BadImage, match="pixels"):
+            read(_png_that_claims(*size))
     assert time.process_time() - start < 0.5
 
 
@@ -199,8 +232,9 @@ def test_a_file_of_too_many_bytes_is_refused(monkeypatch):
     content = encode_png(tiny_image(0, 16))
     monkeypatch.setattr(module, "MAX_BYTES", len(content))
     assert decode_image(content).shape == (16, 16, 3)
-    with pytest.raises(BadImage, match="more than"):
-        decode_image(content + b"\0")
+    for read in (decode_image, read_size):
+        with pytest.raises(BadImage, match="more than"):
+            read(content + b"\0")
 
 
 @pytest.mark.parametrize("content", [b"", b"text", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"])
@@ -226,12 +260,25 @@ def test_damage_is_read_or_refused_but_nothing_else(format):
         try:
             image = decode_image(damaged)
             assert (image.dtype, image.ndim, image.shape[2]) == (np.uint8, 3, 3)
+            assert read_size(damaged) == image.shape[:2]
         except BadImage:
             refused += 1
     assert refused
 
 
-# --- squares
+# --- resizing and cutting
+
+side = st.integers(1, 5000)
+
+
+@given(side, side, side, side)
+def test_a_resized_image_just_covers_and_keeps_its_aspect(height, width, tall, wide):
+    covered = covering((height, width), (tall, wide))
+    assert covered[0] >= tall and covered[1] >= wide
+    assert covered[0] == tall or covered[1] == wide
+    scale = max(tall / height, wide / width)
+    assert abs(covered[0] - scale * height) <= 0.51 and abs(covered[1] - scale * width) <= 0.51
+    assert covering((width, height), (wide, tall)) == covered[::-1]
 
 
 @pytest.mark.parametrize("shape", [(40, 40), (40, 90), (90, 40), (20, 32), (16, 98)])
@@ -240,15 +287,36 @@ def test_the_middle_square_is_taken(shape):
     top, left = (height - min(shape)) // 2, (width - min(shape)) // 2
     image = np.zeros((height, width, 3), dtype=np.uint8)
     image[top : height - top, left : width - left] = 255
-    square = fit_square(image, 16)
+    square = fit(image, 16, 16)
     assert square.shape == (16, 16, 3)
     assert square[2:-2, 2:-2].min() > 240
 
 
+@pytest.mark.parametrize("target", [(8, 24), (24, 8), (16, 16), (10, 30)])
+@pytest.mark.parametrize("shape", [(48, 16), (16, 48), (5, 5), (61, 60)])
+def test_cutting_is_resizing_the_whole_and_cutting_that(shape, target):
+    gradient = np.linspace(0, 255, shape[0] * shape[1]).reshape(shape)
+    image = np.stack([gradient, gradient[::-1], gradient[:, ::-1]], -1).astype(np.uint8)
+    tall, wide = covering(shape, target)
+    whole = np.asarray(Image.fromarray(image).resize((wide, tall), Image.Resampling.LANCZOS))
+    for top, left in {(0, 0), middle((tall, wide), target), (tall - target[0], wide - target[1])}:
+        expected = whole[top : top + target[0], left : left + target[1]].astype(int)
+        apart = np.abs(cut(image, target, (top, left)) - expected)
+        assert apart.shape == (*target, 3)
+        assert np.median(apart) <= 1  # at the border the one sees what the other has cut off
+        assert apart[3:-3, 3:-3].max() <= 3
+    assert np.array_equal(fit(image, *target), cut(image, target, middle((tall, wide), target)))
+
+
+def test_a_very_long_picture_is_never_resized_as_a_whole():
+    """That would take 30 GB here."""
+    assert fit(np.full((1, 100_000, 3), 7, dtype=np.uint8), 300, 300).shape == (300, 300, 3)
+
+
 def test_a_square_of_the_right_size_is_left_alone():
     image = tiny_image(3, 16)
-    assert np.array_equal(fit_square(image, 16), image)
+    assert np.array_equal(fit(image, 16, 16), image)
 
 
 def test_a_smaller_image_is_made_larger():
-    assert fit_square(tiny_image(4, 4), 16).shape == (16, 16, 3)
+    assert fit(tiny_image(4, 4), 16, 16).shape == (16, 16, 3)

@@ -5,44 +5,22 @@ import sys
 import threading
 import time
 
-import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from data.loader import (
-    dump_array,
-    image_batches,
-    image_of,
-    latent_batches,
-    load_array,
-    pad_text,
-    read_ahead,
-    training_places,
-)
-from data.order import Order
-from data.sample import MOMENTS, TEXT, RawSample
+from data.collate import ImageCollator
+from data.corpus import Corpus
+from data.loader import Loader, batches, own_share_first, read_ahead
 from data.stream import open_dataset
 from data.tar import CorruptShard
-from tests.helpers.datasets import (
-    CHANNELS,
-    LATENT_SIZE,
-    TEXT_WIDTH,
-    flip_bit,
-    latent_samples,
-    pickled_array,
-    tiny_image,
-    write_images,
-    write_latents,
-)
+from tests.helpers.datasets import flip_bit, write_images
+
+WHOLE = ImageCollator(0)
 
 
 def _readers():
-    return [one for one in threading.enumerate() if one.name.startswith("read-ahead")]
-
-
-def _order(dataset, seed=3):
-    return Order([shard.samples for shard in dataset.manifest.shards], seed, block_shards=2)
+    return [
+        one for one in threading.enumerate() if one.name.startswith(("read-ahead", "open-ahead"))
+    ]
 
 
 # --- reading ahead
@@ -130,112 +108,129 @@ def test_threads_end_with_the_jobs():
 # --- batches
 
 
-def test_image_batches_hold_what_was_written(url):
-    write_images(url, 4, 3, 2)
-    dataset = open_dataset(url, "images")
-    order = _order(dataset)
-    batches = list(image_batches(dataset, order, [range(0, 4), range(4, 11)], threads=2))
-    assert [batch.places.tolist() for batch in batches] == [list(range(4)), list(range(4, 11))]
-    first_of_shard = (0, 4, 7)
-    for batch in batches:
-        samples = order.samples(batch.places[0], batch.places[-1] + 1)
-        numbers = [first_of_shard[shard] + row for shard, row in samples]
-        assert batch.keys == [f"s{number}" for number in numbers]
-        assert batch.captions == [f"caption {number}" for number in numbers]
-        assert [meta["number"] for meta in batch.metas] == numbers
-        assert np.array_equal(batch.images, [tiny_image(number) for number in numbers])
-        assert batch.images.dtype == np.uint8
+def _corpus(folder, *counts, batch_size=12):
+    write_images(str(folder), *counts)
+    return Corpus([open_dataset(str(folder), "images")], None, 3, 2, batch_size)
 
 
-def test_latent_batches_hold_what_was_written(tmp_path):
-    write_latents(str(tmp_path), 4, 3)
-    dataset = open_dataset(str(tmp_path), "latents")
-    (batch,) = latent_batches(dataset, _order(dataset), [range(5, 12)], threads=1)
-    samples = {sample.key: sample.members for sample in latent_samples(7)}
-    assert batch.moments.shape == (7, 2 * CHANNELS, LATENT_SIZE, LATENT_SIZE)
-    assert batch.moments.dtype == batch.text.dtype == np.float32
-    assert batch.text.shape == (7, batch.text_mask.sum(1).max(), TEXT_WIDTH)
-    for i, key in enumerate(batch.keys):
-        assert np.array_equal(batch.moments[i], load_array(samples[key][MOMENTS]))
-        text = load_array(samples[key][TEXT])
-        assert np.array_equal(batch.text[i][batch.text_mask[i]], text)
-        assert batch.text_mask[i].tolist() == [True] * len(text) + [False] * (
-            batch.text.shape[1] - len(text)
-        )
+def _loader(corpus, micro=12, rank=0, world_size=1, threads=2):
+    return Loader(corpus, WHOLE, 12, micro, rank, world_size, threads)
 
 
 @pytest.mark.parametrize("threads", [1, 4])
 @pytest.mark.parametrize(("world_size", "micro"), [(1, 12), (2, 3), (3, 4), (4, 1)])
 def test_ranks_read_the_global_batch_between_them(tmp_path, world_size, micro, threads):
-    write_images(str(tmp_path), 5, 4)
-    dataset = open_dataset(str(tmp_path), "images")
-    order = _order(dataset)
+    corpus = _corpus(tmp_path, 5, 4)
     keys = {}
     for rank in range(world_size):
-        places = training_places(24, 12, micro, rank, world_size)
-        steps = 12 // (micro * world_size)
-        batches = image_batches(dataset, order, itertools.islice(places, steps), threads)
-        keys |= {p: k for batch in batches for p, k in zip(batch.places, batch.keys, strict=True)}
-    (whole,) = image_batches(dataset, order, [range(24, 36)], threads=1)
+        loader = _loader(corpus, micro, rank, world_size, threads)
+        loader.load_state_dict({"place": 24})
+        for batch in itertools.islice(loader, 12 // (micro * world_size)):
+            keys |= dict(zip(batch.places, batch.keys, strict=True))
+        loader.close()
+    whole = WHOLE(corpus, range(24, 36))
     assert [keys[place] for place in range(24, 36)] == whole.keys
 
 
 def test_a_damaged_sample_stops_the_batches_at_its_place(tmp_path):
-    write_images(str(tmp_path), 8)
-    dataset = open_dataset(str(tmp_path), "images")
-    order = _order(dataset)
-    _, row = order.samples(5, 6)[0]
-    entry = dataset.index(0)[row]
+    corpus = _corpus(tmp_path, 8)
+    ((_, _, row),) = corpus.locate(range(5, 6))
+    entry = corpus.main.index(0)[row]
     shard = tmp_path / "shards" / "00000.tar"
     shard.write_bytes(flip_bit(shard.read_bytes(), 8 * int(entry["offset"][0])))
     places = [range(i, i + 2) for i in range(0, 8, 2)]
-    batches = image_batches(dataset, order, places, threads=2)
-    assert [next(batches).places.tolist(), next(batches).places.tolist()] == [[0, 1], [2, 3]]
+    read = batches(corpus, WHOLE, places, threads=2)
+    assert [next(read).places.tolist(), next(read).places.tolist()] == [[0, 1], [2, 3]]
     with pytest.raises(CorruptShard, match=f"{entry['key'].decode()}.png: bytes"):
-        next(batches)
+        next(read)
 
 
-@pytest.mark.parametrize("extension", ["png", "jpg", "jpeg", "webp"])
-def test_an_image_may_have_any_of_the_formats(tmp_path, extension):
-    from PIL import Image
-
-    Image.new("RGB", (8, 6), (9, 9, 9)).save(tmp_path / f"a.{extension}")
-    sample = RawSample("a", {extension: (tmp_path / f"a.{extension}").read_bytes(), "txt": b""})
-    assert image_of(sample).shape == (6, 8, 3)
-
-
-# --- arrays
-
-
-@given(st.lists(st.integers(1, 6), min_size=1, max_size=6), st.integers(1, 4))
-def test_padding_keeps_every_token_and_marks_it(lengths, width):
-    chance = np.random.default_rng(0)
-    texts = [chance.standard_normal((length, width)).astype(np.float16) for length in lengths]
-    padded, mask = pad_text(texts)
-    assert padded.shape == (len(texts), max(lengths), width)
-    assert padded.dtype == np.float32 and mask.dtype == np.bool_
-    assert mask.sum(1).tolist() == lengths
-    assert not padded[~mask].any()
-    assert np.array_equal(padded[mask], np.concatenate(texts))
+def test_shards_are_opened_before_their_samples_are_due(tmp_path):
+    corpus = _corpus(tmp_path, *[2] * 12)
+    read = batches(corpus, WHOLE, (range(i, i + 2) for i in itertools.count(0, 2)), threads=1)
+    next(read)
+    deadline = time.monotonic() + 10
+    while corpus.main.open_shard.cache_info().currsize < 4:  # two blocks of two
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    read.close()
+    assert corpus.main.open_shard.cache_info().currsize == 4
+    assert _readers() == []
 
 
-@pytest.mark.parametrize("dtype", [np.float16, np.float32])
-def test_arrays_read_back(dtype):
-    array = np.arange(6, dtype=dtype).reshape(2, 3)
-    read = load_array(dump_array(array))
-    assert np.array_equal(read, array) and read.dtype == dtype
-    assert dump_array(array) == dump_array(array.copy())
+def test_a_shard_that_cannot_be_opened_ahead_stops_nothing_before_its_place(tmp_path):
+    corpus = _corpus(tmp_path, 2, 2, 2, 2)
+    shards = [sample.shard for sample in corpus.locate(range(8))]
+    (tmp_path / corpus.main.manifest.shards[shards[4]].tar).unlink()
+    read = batches(corpus, WHOLE, [range(0, 4), range(4, 8)], threads=1)
+    assert len(next(read).keys) == 4
+    with pytest.raises(CorruptShard, match="is missing"):
+        next(read)
 
 
-def test_nothing_is_unpickled():
-    with pytest.raises(ValueError, match="allow_pickle=False"):
-        load_array(pickled_array())
-    with pytest.raises(ValueError, match="allow_pickle=False"):
-        dump_array(np.array([None], dtype=object))
+@pytest.mark.parametrize(("rank", "expected"), [(0, "adgbcef"), (1, "beacdfg"), (2, "cfabdeg")])
+def test_ranks_of_a_node_open_different_shards_first(monkeypatch, rank, expected):
+    monkeypatch.setenv("LOCAL_RANK", str(rank))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    assert "".join(own_share_first(list("abcdefg"))) == expected
+
+
+# --- state
+
+
+def test_a_loader_goes_on_from_any_state(tmp_path):
+    corpus = _corpus(tmp_path, 5, 4)
+    whole = _loader(corpus, micro=3)
+    states, keys = [], []
+    for _ in range(12):
+        states.append(whole.state_dict())
+        keys.append(next(whole).keys)
+    whole.close()
+    assert states[:3] == [{"place": 0}, {"place": 3}, {"place": 6}]
+    for i in range(10):
+        again = _loader(corpus, micro=3)
+        again.load_state_dict(states[i])
+        assert [next(again).keys for _ in range(3)][: 12 - i] == keys[i : i + 3]
+        again.close()
+
+
+def test_a_loader_that_has_read_can_be_set_back(tmp_path):
+    loader = _loader(_corpus(tmp_path, 5, 4))
+    state = loader.state_dict()
+    first = next(loader).keys
+    assert next(loader).keys != first
+    loader.load_state_dict(state)
+    assert next(loader).keys == first
+    loader.close()
+    assert _readers() == []
+
+
+def test_a_state_goes_on_with_other_ranks(tmp_path):
+    corpus = _corpus(tmp_path, 5, 4)
+    loader = _loader(corpus, micro=2, rank=1, world_size=2)
+    next(loader)
+    state = loader.state_dict()
+    loader.close()
+    assert state == {"place": 4}
+    for world_size in (1, 4):
+        places = []
+        for rank in range(world_size):
+            other = _loader(corpus, 4 // world_size, rank, world_size)
+            other.load_state_dict(state)
+            places += [p for batch in itertools.islice(other, 2) for p in batch.places.tolist()]
+            other.close()
+        assert sorted(places) == list(range(4, 12))
+
+
+def test_a_place_that_the_ranks_do_not_reach_together_is_refused(tmp_path):
+    loader = _loader(_corpus(tmp_path, 5), micro=3, world_size=2)
+    with pytest.raises(ValueError, match="place 28 is inside of a step of 2 ranks of 3 samples"):
+        loader.load_state_dict({"place": 28})
+    loader.load_state_dict({"place": 30})
 
 
 def test_reading_imports_no_torch():
-    modules = ["data.stream", "data.loader", "data.verify"]
+    modules = ["data.collate", "data.loader", "data.verify"]
     code = f"import sys, {', '.join(modules)}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
     assert json.loads(done.stdout.lower()) is False

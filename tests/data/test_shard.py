@@ -6,11 +6,13 @@ import pytest
 from conf.errors import UserError
 from conf.groups import DatasetConfig
 from conf.schema import VerifyCommand
+from data import ingest
 from data import shard as module
 from data.image import decode_image, encode_png
+from data.ingest import shard_names
 from data.manifest import NAME, parse_manifest, sha256
 from data.progress import SUMMARY
-from data.shard import finished_shard, shard_names
+from data.shard import finished_shard
 from data.storage import open_prefix
 from data.stream import open_dataset
 from data.tar import index_tar
@@ -50,6 +52,7 @@ def test_a_dataset_holds_its_source(images, tmp_path):
         assert sample.members["txt"] == f"caption {number}".encode()
         assert json.loads(sample.members["json"]) == {
             "caption": f"caption {number}",
+            "crop": [0, 0],
             "group": f"{number:03d}",
             "original_size": [16, 16],
         }
@@ -228,14 +231,14 @@ def test_an_out_that_cannot_be_written_is_refused_before_the_work(
     images, tmp_path, monkeypatch, below
 ):
     (tmp_path / "file").write_text("kept")
-    monkeypatch.setattr(module, "_make_shards", lambda *_: pytest.fail("it started to work"))
+    monkeypatch.setattr(ingest, "_make_shards", lambda *_: pytest.fail("it started to work"))
     error = _refused(f"{tmp_path}/file{below}", *_folder(images))
     assert error.setting == f"out={tmp_path}/file{below}"
     assert (tmp_path / "file").read_text() == "kept"
 
 
 def test_too_little_room_is_refused_before_the_work(images, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "BYTES_PER_PIXEL", 10**15)
+    monkeypatch.setattr(ingest, "_room", lambda *_: 10**18)
     error = _refused(tmp_path / "out", *_folder(images))
     assert error.setting == f"out={tmp_path / 'out'}"
     assert "MB are needed" in error.wrong

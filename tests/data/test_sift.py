@@ -145,7 +145,16 @@ def test_nothing_is_left_behind_where_nothing_is_skipped(images, tmp_path):
     assert _same_for_every_run(tmp_path / "a") == _same_for_every_run(tmp_path / "b")
     assert not (tmp_path / "a" / SKIPPED).exists()
     settings = json.loads((tmp_path / "a" / NAME).read_bytes())["settings"]
-    assert sorted(settings) == ["kind", "shard_samples", "size", "source"]
+    assert sorted(settings) == [
+        "crop",
+        "format",
+        "kind",
+        "quality",
+        "shard_samples",
+        "size",
+        "source",
+        "version",
+    ]
     assert json.loads((tmp_path / "a" / "index" / "00000.json").read_bytes())["extra"] == {}
     assert sorted(json.loads((tmp_path / "a" / SUMMARY).read_bytes())[0]) == [
         "command",

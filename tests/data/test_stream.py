@@ -8,6 +8,7 @@ import pytest
 
 from conf.errors import UserError
 from data.manifest import sha256
+from data.ranges import read_spans
 from data.sample import RawSample
 from data.shard import IMAGE_MEMBERS
 from data.storage import Prefix, open_prefix
@@ -87,17 +88,31 @@ def test_keys_are_counted_by_the_indexes_alone(raw):
 def test_a_sample_is_one_range_of_its_shard(url, monkeypatch):
     write_images(url, 3, 2)
     dataset = open_dataset(url, "images")
-    ranges = []
-    read_range = Prefix.read_range
+    asked = []
 
-    def counted(self, name, start, length):
-        ranges.append((name, length))
-        return read_range(self, name, start, length)
+    def counted(prefix, spans):
+        asked.extend(spans)
+        return read_spans(prefix, spans)
 
-    monkeypatch.setattr(Prefix, "read_range", counted)
+    monkeypatch.setattr("data.stream.read_spans", counted)
     assert _read_all(dataset) == raw_samples(5)
-    assert [name for name, _ in ranges] == ["shards/00000.tar"] * 3 + ["shards/00001.tar"] * 2
-    assert max(length for _, length in ranges) < 4 * 512 + 3 * 512
+    assert [span.name for span in asked] == ["shards/00000.tar"] * 3 + ["shards/00001.tar"] * 2
+    assert max(span.length for span in asked) < 4 * 512 + 3 * 512
+
+
+def test_the_samples_of_a_batch_are_asked_for_at_once(monkeypatch):
+    write_images("memory://at-once", 3, 2)
+    dataset = open_dataset("memory://at-once", "images")
+    asked = []
+    monkeypatch.setattr(
+        "data.stream.read_spans", lambda p, spans: asked.append(len(spans)) or read_spans(p, spans)
+    )
+    samples = [(0, 2), (1, 0), (0, 1), (1, 1)]
+    found = dataset.members(samples, [1])
+    assert [member.copy() for (member,) in found] == [
+        f"caption {number}".encode() for number in (2, 3, 1, 4)
+    ]
+    assert asked == [4]
 
 
 def test_an_index_is_read_once(raw, monkeypatch):
@@ -109,10 +124,10 @@ def test_an_index_is_read_once(raw, monkeypatch):
     assert names == ["index/00000.npy", "index/00001.npy"]
 
 
-def test_more_shards_than_are_kept_open(tmp_path, monkeypatch):
-    monkeypatch.setattr("data.stream.OPEN_SHARDS", 2)
+def test_more_shards_than_are_kept_open(tmp_path):
     write_images(str(tmp_path / "raw"), 1, 1, 1, 1, 1)
-    dataset = open_dataset(str(tmp_path / "raw"), "images")
+    opened = open_dataset(str(tmp_path / "raw"), "images")
+    dataset = Dataset(opened.prefix, opened.manifest, open_shards=2)
     assert _read_all(dataset) + _read_all(dataset) == raw_samples(5) * 2
     assert dataset.index.cache_info().currsize == 2
 
@@ -163,7 +178,8 @@ def test_a_shard_that_was_cut_is_found_on_every_storage(url):
     whole = out.read("shards/00000.tar")
     for length in (len(whole.rstrip(b"\0")) - 1, 700, 0):
         out.write("shards/00000.tar", whole[:length])
-        with pytest.raises(CorruptShard, match="are not those of the index"):
+        wrong = "are not those of the index" if out.local is None else f"has {length:,} bytes, its"
+        with pytest.raises(CorruptShard, match=wrong):
             open_dataset(url, "images").read(0, 2)
 
 

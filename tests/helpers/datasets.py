@@ -2,8 +2,10 @@
 
 import io
 import json
+import pickle
 from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,20 +13,28 @@ import pytest
 from numpy.typing import NDArray
 
 from conf.compose import compose_config
+from conf.groups import SourceConfig
+from data.arrays import dump_array
 from data.image import encode_png
-from data.loader import dump_array
+from data.ingest import make_dataset
 from data.manifest import EMPTY_TEXT, LatentSpec, Manifest, TextSpec, sha256
 from data.sample import CAPTION, META, MOMENTS, TEXT, RawSample
-from data.shard import IMAGE_MEMBERS, begin_dataset, commit_dataset, commit_shard, make_dataset
+from data.shard import IMAGE_MEMBERS, begin_dataset, commit_dataset, commit_shard
+from data.sources import build_source, open_part
 from data.storage import open_prefix
 
 LATENT_MEMBERS = (MOMENTS, TEXT, META)
 CHANNELS, LATENT_SIZE, TEXT_WIDTH = 2, 4, 3
 
 
-def tiny_image(number: int, size: int = 8) -> NDArray[np.uint8]:
-    """Random pixels, (size, size, 3)."""
-    return np.random.default_rng(number).integers(0, 256, (size, size, 3), dtype=np.uint8)
+# Of datasets with images of several sizes; latents have an eighth of it.
+BUCKETS = ((16, 16), (8, 24), (24, 8))
+
+
+def tiny_image(number: int, height: int = 8, width: int | None = None) -> NDArray[np.uint8]:
+    """Random pixels, (height, width, 3); square unless told otherwise."""
+    shape = (height, width or height, 3)
+    return np.random.default_rng(number).integers(0, 256, shape, dtype=np.uint8)
 
 
 def tiny_images(folder: Path, count: int, size: int = 8) -> None:
@@ -46,15 +56,23 @@ def latent_samples(count: int, first: int = 0) -> list[RawSample]:
 
 
 def write_dataset(
-    url: str, shards: Iterable[list[RawSample]], members: tuple[str, ...], **specs: Any
+    url: str,
+    shards: Iterable[list[RawSample]],
+    members: tuple[str, ...],
+    buckets: tuple[tuple[int, int], ...] | None = None,
+    **specs: Any,
 ) -> Manifest:
     """Writes samples, shard by shard, as the commands do."""
     out, kind = open_prefix(url, "out"), "latents" if MOMENTS in members else "images"
+    buckets = buckets or ((8 * LATENT_SIZE,) * 2 if kind == "latents" else (8, 8),)
     begin_dataset(out, {"kind": kind})
-    entries = [commit_shard(out, f"{i:05d}", shard, members, 1) for i, shard in enumerate(shards)]
+    entries = [
+        commit_shard(out, f"{i:05d}", shard, members, len(buckets))
+        for i, shard in enumerate(shards)
+    ]
     manifest = Manifest(
         kind=kind,
-        buckets=((8 * LATENT_SIZE,) * 2 if kind == "latents" else (8, 8),),
+        buckets=buckets,
         members=members,
         shards=tuple(entry.shard for entry in entries),
         identity="of a test",
@@ -68,6 +86,13 @@ def write_dataset(
 def write_images(url: str, *counts: int) -> Manifest:
     """Writes a raw dataset of as many samples a shard as told."""
     return write_dataset(url, _cut(raw_samples(sum(counts)), counts), IMAGE_MEMBERS)
+
+
+def write_bucketed(url: str, *shards: str) -> Manifest:
+    """Writes images of `BUCKETS`: for each shard a digit a sample, the number of its bucket."""
+    numbers = iter(range(sum(map(len, shards))))
+    samples = [[_raw_sample(next(numbers), int(bucket)) for bucket in shard] for shard in shards]
+    return write_dataset(url, samples, IMAGE_MEMBERS, BUCKETS)
 
 
 def write_latents(url: str, *counts: int) -> Manifest:
@@ -88,6 +113,13 @@ def run_shard(out: Path | str, *overrides: str) -> Manifest:
     told = dict(override.split("=", 1) for override in overrides)
     settings = {**usual, **told, "out": str(out)}
     return make_dataset(compose_config("shard", [f"{k}={v}" for k, v in settings.items()]))
+
+
+def whole_source(config: SourceConfig, size: int = 16) -> Any:
+    """A source with the `keys` of all its pairs and `pair`, as another process sees them."""
+    source = build_source(config)
+    part = open_part(config, size, pickle.loads(pickle.dumps(source.part(0, source.samples))))
+    return SimpleNamespace(settings=source.settings, keys=part.keys, pair=part.pair)
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -115,14 +147,15 @@ def flip_bit(content: bytes, bit: int) -> bytes:
     return bytes(flipped)
 
 
-def _raw_sample(number: int) -> RawSample:
+def _raw_sample(number: int, bucket: int | None = None) -> RawSample:
     caption = f"caption {number}"
+    image = tiny_image(number) if bucket is None else tiny_image(number, *BUCKETS[bucket])
     members = {
-        "png": encode_png(tiny_image(number)),
+        "png": encode_png(image),
         CAPTION: caption.encode(),
         META: json.dumps({"caption": caption, "number": number}).encode(),
     }
-    return RawSample(f"s{number}", members)
+    return RawSample(f"s{number}", members, bucket or 0)
 
 
 def _latent_sample(number: int) -> RawSample:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from conf.compose import compose_config
-from data.loader import dump_array
+from data.arrays import dump_array
 from data.manifest import EMPTY_TEXT, LatentSpec, Manifest, TextSpec, sha256
 from data.sample import META, MOMENTS, TEXT, RawSample
 from data.shard import begin_dataset, commit_dataset, commit_shard

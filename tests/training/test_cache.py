@@ -7,7 +7,8 @@ import torch
 
 from conf.compose import compose_config
 from conf.errors import RunError, UserError
-from data.loader import image_of, load_array
+from data.arrays import load_array
+from data.collate import image_of
 from data.sample import CAPTION, MOMENTS, TEXT
 from data.stream import open_dataset
 from tests.helpers.datasets import files_of, run_shard

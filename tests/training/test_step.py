@@ -46,9 +46,7 @@ def batch(places: list[int]) -> LatentBatch:
         text[i, :length] = generator.standard_normal((length, WIDTH))
         mask[i, :length] = True
     moments = np.stack([g.standard_normal((2 * CHANNELS, SIZE, SIZE)) for g in rng])
-    return LatentBatch(
-        np.array(places), [str(p) for p in places], moments.astype(np.float32), text, mask
-    )
+    return LatentBatch(np.array(places), moments.astype(np.float32), text, mask)
 
 
 class MaskedMeanModel(nn.Module):

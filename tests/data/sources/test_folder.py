@@ -8,14 +8,13 @@ from PIL import Image
 from conf.errors import UserError
 from conf.groups import FolderSource
 from data.image import encode_png
-from data.sources import build_source
 from data.storage import open_prefix
 from data.tar import split_name
-from tests.helpers.datasets import files_of, tiny_image, tiny_images
+from tests.helpers.datasets import files_of, tiny_image, tiny_images, whole_source
 
 
-def _folder(path, size=16):
-    return build_source(FolderSource(path=str(path)), size)
+def _folder(path):
+    return whole_source(FolderSource(path=str(path)))
 
 
 def _refused(path):
@@ -78,7 +77,7 @@ def test_extensions_may_be_large_or_small(tmp_path, name):
     Image.new("RGB", (30, 20), "red").save(tmp_path / name)
     (tmp_path / "a.txt").write_text("  ein Bär \n", encoding="utf-8")
     pair = _folder(tmp_path).pair("a")
-    assert (pair.caption, pair.image.shape) == ("ein Bär", (16, 16, 3))
+    assert (pair.caption, pair.image.shape) == ("ein Bär", (20, 30, 3))
     assert pair.meta["original_size"] == [20, 30]
 
 

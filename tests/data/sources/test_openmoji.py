@@ -7,13 +7,12 @@ from emoji import EMOJI_DATA
 from conf.enums import Split
 from conf.errors import UserError
 from conf.groups import OpenMojiSource
-from data.sources import build_source
 from data.sources.openmoji import emoji_group, is_held_out
+from tests.helpers.datasets import whole_source
 
 TONE = re.compile(r"\b(medium-light|medium-dark|light|medium|dark) skin tone\b")
 ALL, TRAIN, HELD_OUT = (
-    build_source(OpenMojiSource(split=split), 16)
-    for split in (Split.all, Split.train, Split.held_out)
+    whole_source(OpenMojiSource(split=split)) for split in (Split.all, Split.train, Split.held_out)
 )
 NAMES = {
     "-".join(f"{ord(c):04X}" for c in text): data["en"].strip(":").replace("_", " ")
@@ -63,7 +62,7 @@ def test_the_share_is_about_what_was_asked_for():
 
 
 def test_a_larger_share_keeps_what_was_held_out():
-    larger = build_source(OpenMojiSource(split=Split.held_out, held_out_share=0.2), 16)
+    larger = whole_source(OpenMojiSource(split=Split.held_out, held_out_share=0.2))
     assert set(HELD_OUT.keys) < set(larger.keys)
 
 
@@ -112,7 +111,7 @@ def test_emoji_are_drawn_on_white():
 @pytest.mark.parametrize(("split", "share"), [(Split.held_out, 0.0), (Split.train, 1.0)])
 def test_a_share_that_leaves_nothing_is_refused(split, share):
     with pytest.raises(UserError) as caught:
-        build_source(OpenMojiSource(split=split, held_out_share=share), 16)
+        whole_source(OpenMojiSource(split=split, held_out_share=share))
     assert caught.value.setting == f"source.held_out_share={share}"
 
 
@@ -129,4 +128,4 @@ def test_a_package_that_is_not_there_is_named(monkeypatch, package):
 
     monkeypatch.setattr(source.resources, "files", without)
     with pytest.raises(UserError, match=f"package {package} is not installed; pip install"):
-        build_source(OpenMojiSource(), 16)
+        whole_source(OpenMojiSource())

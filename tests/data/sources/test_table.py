@@ -15,14 +15,14 @@ import pytest
 from conf.errors import UserError
 from conf.groups import TableSource
 from data.image import encode_png
-from data.sources import BadSample, build_source
+from data.sources import BadSample
 from data.sources.table import choose_caption
 from data.storage import open_prefix
-from tests.helpers.datasets import files_of, tiny_image, tiny_images
+from tests.helpers.datasets import files_of, tiny_image, tiny_images, whole_source
 
 
 def _table(path, **settings):
-    return build_source(TableSource(path=str(path), **settings), 16)
+    return whole_source(TableSource(path=str(path), **settings))
 
 
 def _write(path, rows):

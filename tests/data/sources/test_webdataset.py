@@ -1,17 +1,22 @@
 import io
 import json
+import pickle
 import tarfile
+import uuid
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from conf.errors import UserError
 from conf.groups import WebDatasetSource
-from data import storage
+from data import ingest, storage
 from data.image import encode_png
-from data.sources import BadSample, build_source, webdataset
+from data.sources import BadSample, open_part, tars
+from data.sources.tars import list_tars
+from data.sources.webdataset import SearchTask, search_tar, searches, webdataset_source
 from data.storage import open_prefix
-from tests.helpers.datasets import files_of, pickled_array, tiny_image
+from tests.helpers.datasets import files_of, pickled_array, run_shard, tiny_image
 
 PNG = [encode_png(tiny_image(i, 16)) for i in range(6)]
 
@@ -44,8 +49,15 @@ def _header(name, kind, link="000000000.png"):
     return item
 
 
-def _source(folder, places=None):
-    return build_source(WebDatasetSource(path=str(folder)), 16, places)
+def _source(folder, **settings):
+    """All samples of the tars in a folder, as a process that is given all of them sees them."""
+    config = WebDatasetSource(path=str(folder), **settings)
+    found, out = list_tars(config), open_prefix(f"memory://{uuid.uuid4().hex}", "out")
+    for number, tar in enumerate(found.names):
+        search_tar(config, SearchTask(tar, number, out.url))
+    source = webdataset_source(found, searches(out), out)
+    part = open_part(config, 16, pickle.loads(pickle.dumps(source.part(0, source.samples))))
+    return SimpleNamespace(settings=source.settings, keys=part.keys, pair=part.pair, source=source)
 
 
 def _one(tmp_path, *members):
@@ -78,9 +90,9 @@ def test_tars_give_their_samples(tmp_path):
     (tmp_path / "00000_stats.json").write_text("{}")
     source = _source(tmp_path)
     assert source.keys == (
-        "00000~2f~000000000",
-        "00000~2f~000000001",
-        "below~2f~00000~2f~000000002",
+        "00000~~000000000",
+        "00000~~000000001",
+        "below~2f~00000~~000000002",
     )
     for i, key in enumerate(source.keys):
         pair = source.pair(key)
@@ -147,23 +159,58 @@ def test_a_sample_is_one_read_and_what_lies_between_far_members_is_not_read(tmp_
 def test_names_may_be_spelt_in_other_ways(tmp_path):
     members = [_header("a", tarfile.DIRTYPE), ("./a/1.PNG", PNG[0]), ("a/1.TXT", "c")]
     source = _one(tmp_path, *members)
-    assert source.keys == ("00000~2f~a~2f~1",)
+    assert source.keys == ("00000~~a~2f~1",)
     assert source.pair(source.keys[0]).caption == "c"
 
 
 def test_other_members_are_not_opened(tmp_path):
     source = _one(tmp_path, *_sample(0), ("000000000.pyd", pickled_array()))
     assert source.pair(source.keys[0]).caption == "caption 0"
-    assert sorted(source.places[source.keys[0]].members) == ["image", "txt"]
+    (found,) = _found(source.source)
+    assert sorted(found["members"]) == ["png", "txt"]
 
 
-def test_a_process_that_is_told_the_places_does_not_search(tmp_path, monkeypatch):
-    source = _one(tmp_path, *_sample(0), *_sample(1))
-    key = source.keys[1]
-    monkeypatch.setattr(webdataset, "_search", lambda *_: pytest.fail("it searched"))
-    part = _source(tmp_path, {key: source.places[key]})
-    assert part.keys == (key,) and part.settings == source.settings
-    assert part.pair(key).caption == "caption 1"
+def _found(source):
+    """What was kept of the searches."""
+    parts = source.part(0, source.samples)
+    files = [json.loads(open_prefix(out, "out").read(name)) for out, name, _, _ in parts]
+    return [place for file in files for place in file]
+
+
+def test_a_part_is_a_stretch_of_tars_in_order(tmp_path):
+    for tar, count in (("a", 2), ("b", 0), ("c", 1), ("d", 3)):
+        (tmp_path / f"{tar}.tar").write_bytes(_tar(*(m for i in range(count) for m in _sample(i))))
+    whole = _source(tmp_path)
+    assert [key.partition("~~")[0] for key in whole.keys] == list("aacddd")
+    config = WebDatasetSource(path=str(tmp_path))
+    for first in range(6):
+        for last in range(first + 1, 7):
+            part = open_part(config, 16, whole.source.part(first, last))
+            assert part.keys == whole.keys[first:last]
+            assert part.pair(part.keys[-1]).caption == whole.pair(whole.keys[last - 1]).caption
+
+
+def test_keys_of_folders_and_tars_do_not_meet(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a.tar").write_bytes(_tar(*_sample(0, "b/c")))
+    (tmp_path / "a" / "b.tar").write_bytes(_tar(*_sample(1, "c")))
+    (tmp_path / "a.TAR").write_bytes(_tar(*_sample(2, "b/c")))
+    source = _source(tmp_path)
+    assert sorted(source.pair(key).caption for key in source.keys) == [
+        f"caption {i}" for i in range(3)
+    ]
+
+
+def test_captions_may_come_from_the_json(tmp_path):
+    metas = [{"text": " one "}, {"text": ""}, {"text": 3}, {}, None]
+    members = [m for i, meta in enumerate(metas) for m in _sample(i, meta=meta)]
+    (tmp_path / "00000.tar").write_bytes(_tar(*members))
+    source = _source(tmp_path, caption_field="text")
+    assert source.pair(source.keys[0]).caption == "one"
+    assert list(_faults(source).values()) == [None, *["no caption"] * 4]
+    assert source.settings["caption_field"] == "text"
+    (tmp_path / "00000.tar").write_bytes(_tar(members[0], members[2]))  # without a .txt
+    assert list(_faults(_source(tmp_path, caption_field="text")).values()) == [None]
 
 
 def test_tars_that_change_are_another_source(tmp_path):
@@ -204,14 +251,14 @@ def test_tars_that_change_are_another_source(tmp_path):
 def test_a_bad_sample_is_named_and_the_others_are_read(tmp_path, members, kind):
     source = _one(tmp_path, *_sample(0), *members, *_sample(3))
     kinds = _faults(source)
-    assert kinds.pop("00000~2f~000000000") is None
-    assert kinds.pop("00000~2f~000000003") is None
-    kinds.pop("00000~2f~000000002", None)
+    assert kinds.pop("00000~~000000000") is None
+    assert kinds.pop("00000~~000000003") is None
+    kinds.pop("00000~~000000002", None)
     assert list(kinds.values()) == [kind]
 
 
 def test_a_member_that_is_too_large_is_not_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(webdataset, "MAX_TEXT_BYTES", 20)
+    monkeypatch.setattr(tars, "MAX_TEXT_BYTES", 20)
     source = _one(tmp_path, *_sample(0), *_sample(1, meta={"a": "b" * 20}))
     assert list(_faults(source).values()) == [None, "too large"]
 
@@ -258,7 +305,7 @@ def test_a_member_of_a_negative_size_is_named(tmp_path):
 def test_a_name_of_any_bytes_is_printed_on_one_line(tmp_path):
     item = tarfile.TarInfo("a\nb\udcff.png")
     source = _one(tmp_path, *_sample(0), item)
-    (key,) = set(source.keys) - {"00000~2f~000000000"}
+    (key,) = set(source.keys) - {"00000~~000000000"}
     with pytest.raises(BadSample) as caught:
         source.pair(key)
     assert caught.value.where == "00000.tar: a\\nb\\udcff"
@@ -273,6 +320,45 @@ def test_what_is_no_tar_is_named(tmp_path, content):
 
 @pytest.mark.parametrize("members", [None, []])
 def test_a_prefix_without_samples_is_refused(tmp_path, members):
+    folder = tmp_path / "in"
+    folder.mkdir()
     if members is not None:
-        (tmp_path / "7.tar").write_bytes(_tar(*members))
-    assert _refused(tmp_path).wrong == "has no pairs"
+        (folder / "7.tar").write_bytes(_tar(*members))
+    with pytest.raises(UserError, match="has no pairs"):
+        run_shard(tmp_path / "out", "source=webdataset", f"source.path={folder}")
+    assert files_of(tmp_path / "out") == {}
+
+
+def test_a_place_is_free_again_once_a_cut_tar_was_found(tmp_path):
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    whole = _tar(*_sample(0))
+    (folder / "6.tar").write_bytes(whole)
+    (folder / "7.tar").write_bytes(whole.rstrip(b"\0"))
+    with pytest.raises(UserError, match=r"7\.tar is not a whole tar"):
+        run_shard(out, "source=webdataset", f"source.path={folder}")
+    (folder / "7.tar").write_bytes(whole)
+    assert run_shard(out, "source=webdataset", f"source.path={folder}").samples == 2
+
+
+def test_what_was_found_of_a_tar_is_not_searched_for_again(tmp_path, monkeypatch):
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    for tar in ("6", "7"):
+        (folder / f"{tar}.tar").write_bytes(_tar(*_sample(0), *_sample(1)))
+    settings = ("source=webdataset", f"source.path={folder}", "shard_samples=3")
+    make, searched = ingest.make_shard, []
+    search = ingest.search_tar
+
+    def counted(config, task):
+        searched.append(task.tar)
+        search(config, task)
+
+    monkeypatch.setattr(ingest, "search_tar", counted)
+    monkeypatch.setattr(ingest, "make_shard", lambda *_: pytest.fail("interrupted"))
+    with pytest.raises(pytest.fail.Exception):
+        run_shard(out, *settings)
+    assert searched == ["6.tar", "7.tar"] and len(list((out / "search").iterdir())) == 2
+    monkeypatch.setattr(ingest, "make_shard", make)
+    assert run_shard(out, *settings).samples == 4
+    assert searched == ["6.tar", "7.tar"] and not (out / "search").exists()

@@ -1,0 +1,230 @@
+"""What a training reads: one dataset or several, bucket by bucket, in an order known by place."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+
+from conf.errors import UserError
+from conf.groups import DataConfig
+from data.local_cache import LocalCache
+from data.mixture import Mixture, Sequenced
+from data.order import Order, hashes
+from data.stream import Dataset, open_dataset, twice
+from data.tar import CorruptShard, Member
+
+T = TypeVar("T")
+# Open shards beyond those of the blocks that are read: parts of one dataset do not meet the borders
+# of their blocks at the same time.
+SPARE_SHARDS = 16
+
+
+class Sample(NamedTuple):
+    """Where a sample lies: numbers of its dataset, of the shard in it, and of the row in that."""
+
+    dataset: int
+    shard: int
+    row: int
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The samples of one dataset that are in one bucket; its order numbers shards from `first`."""
+
+    dataset: int
+    bucket: int
+    first: int
+    counts: Sequence[int]
+
+    @property
+    def samples(self) -> int:
+        """Over all shards."""
+        return sum(self.counts)
+
+
+class Corpus:
+    """Datasets that are read as one, in an endless order.
+
+    Every batch is of one bucket, so that its images or latents have one size. Within a bucket,
+    datasets take turns by weight, sample by sample. Each part, a dataset's samples of a bucket, is
+    read in an order of its own, every sample once before any comes again.
+
+    Args:
+        datasets: Of one kind. What their numbers mean is the first one's.
+        weights: Shares of samples drawn from each; None is by size, as if they were one dataset.
+        seed: Of all permutations.
+        block_shards: Shards of a part that are shuffled together.
+        batch_size: Samples of a global batch.
+    """
+
+    def __init__(
+        self,
+        datasets: Sequence[Dataset],
+        weights: Sequence[float] | None,
+        seed: int,
+        block_shards: int,
+        batch_size: int,
+    ) -> None:
+        self.datasets = tuple(datasets)
+        self.parts = parts_of(datasets)
+        self._firsts = np.array([part.first for part in self.parts])
+        sizes = [dataset.manifest.samples for dataset in datasets]
+        shares = weights or sizes
+        by_bucket: dict[tuple[int, int], list[tuple[Sequenced, float]]] = {}
+        for part in self.parts:
+            bucket = datasets[part.dataset].manifest.buckets[part.bucket]
+            # Parts of one dataset share a seed, so that they open the same shards.
+            order = Order(part.counts, derived(seed, part.dataset), block_shards, part.first)
+            share = shares[part.dataset] * part.samples / sizes[part.dataset]
+            by_bucket.setdefault(bucket, []).append((order, share))
+        turns, turns_of_buckets = derived(seed, len(datasets)), derived(seed, len(datasets) + 1)
+        buckets = [(mixed(parts, turns, 1), _total(parts)) for parts in by_bucket.values()]
+        self.order = mixed(buckets, turns_of_buckets, batch_size)
+
+    @property
+    def main(self) -> Dataset:
+        """The dataset that says what the numbers mean."""
+        return self.datasets[0]
+
+    @property
+    def samples(self) -> int:
+        """Over all datasets."""
+        return sum(dataset.manifest.samples for dataset in self.datasets)
+
+    @property
+    def buckets(self) -> list[tuple[int, int]]:
+        """Height and width in pixels of every bucket that has samples, without repetition."""
+        found = [self.datasets[part.dataset].manifest.buckets[part.bucket] for part in self.parts]
+        return list(dict.fromkeys(found))
+
+    def locate(self, places: range) -> list[Sample]:
+        """The samples at places of the order."""
+        numbers = self.order.samples(places.start, places.stop)
+        parts = np.searchsorted(self._firsts, numbers[:, 0], side="right") - 1
+        located = []
+        for number, (shard, nth) in zip(parts.tolist(), numbers.tolist(), strict=True):
+            part = self.parts[number]
+            shard -= part.first
+            row = self.datasets[part.dataset].row(shard, part.bucket, nth)
+            located.append(Sample(part.dataset, shard, row))
+        return located
+
+    def bucket_at(self, place: int) -> tuple[int, int]:
+        """Height and width in pixels of the batch at a place."""
+        part = self._part(int(self.order.samples(place, place + 1)[0, 0]))
+        return self.datasets[part.dataset].manifest.buckets[part.bucket]
+
+    def checked(
+        self,
+        samples: Sequence[Sample],
+        extensions: Sequence[str],
+        take: Callable[[list[list[Member]]], T],
+    ) -> T:
+        """Give members that every sample has to `take`, which checks what it copies.
+
+        Raises:
+            CorruptShard: One has no such member, or fresh reads gave damaged bytes too.
+        """
+        by_dataset = {
+            number: [i for i, sample in enumerate(samples) if sample.dataset == number]
+            for number in {sample.dataset for sample in samples}
+        }
+
+        def attempt() -> T:
+            found: list[list[Member]] = [[]] * len(samples)
+            for number, here in by_dataset.items():
+                dataset = self.datasets[number]
+                columns = [dataset.manifest.members.index(name) for name in extensions]
+                rows = dataset.members([(samples[i].shard, samples[i].row) for i in here], columns)
+                for i, members in zip(here, rows, strict=True):
+                    found[i] = [member for member in members if member]
+                    if len(found[i]) < len(columns):
+                        where = dataset.name_of(samples[i].shard, samples[i].row)
+                        raise CorruptShard(f"{where}: has not all of {', '.join(extensions)}")
+            return take(found)
+
+        return twice(attempt, lambda: self._forget(samples))
+
+    def shards_ahead(self, place: int) -> list[tuple[int, int]]:
+        """Dataset and shard of what is read at `place` and soon after, in the order of need."""
+        found = []
+        for number in self.order.shards_ahead(place):
+            part = self._part(number)
+            found.append((part.dataset, number - part.first))
+        return list(dict.fromkeys(found))
+
+    def _part(self, number: int) -> Part:
+        return self.parts[int(np.searchsorted(self._firsts, number, side="right")) - 1]
+
+    def _forget(self, samples: Iterable[Sample]) -> bool:
+        by_dataset: dict[int, set[int]] = {}
+        for sample in samples:
+            by_dataset.setdefault(sample.dataset, set()).add(sample.shard)
+        return any([self.datasets[number].forget(shards) for number, shards in by_dataset.items()])
+
+
+def parts_of(datasets: Sequence[Dataset]) -> list[Part]:
+    """The parts that have samples; each numbers its shards after those of the parts before it."""
+    parts, first = [], 0
+    for number, dataset in enumerate(datasets):
+        shards = dataset.manifest.shards
+        for bucket in range(len(dataset.manifest.buckets)):
+            counts = [shard.buckets[bucket] for shard in shards]
+            if any(counts):
+                parts.append(Part(number, bucket, first, counts))
+                first += len(shards)
+    return parts
+
+
+def derived(seed: int, number: int) -> int:
+    """A seed for each number; that of 0 is the seed itself."""
+    return int(hashes(1, seed, number)[0]) if number else seed
+
+
+def mixed(parts: Sequence[tuple[Sequenced, float]], seed: int, unit: int) -> Sequenced:
+    """A mixture by weight, or the part itself if there is one."""
+    if len(parts) == 1:
+        return parts[0][0]
+    return Mixture([part for part, _ in parts], [weight for _, weight in parts], seed, unit)
+
+
+def open_corpus(config: DataConfig, kind: str, batch_size: int) -> Corpus:
+    """Open what a configuration names.
+
+    Raises:
+        UserError: A dataset is not there, of another kind, or empty, or does not go with the first.
+    """
+    cache = None
+    if config.local_cache:
+        cache = LocalCache(Path(config.local_cache), int(config.local_cache_gb * 1e9))
+    settings = {config.url: "data.url"} | dict.fromkeys(config.also, "data.also")
+    datasets = [open_dataset(url, kind, setting, cache) for url, setting in settings.items()]
+    for dataset in datasets:
+        where = f"{dataset.prefix.setting}={dataset.prefix.url}"
+        if not dataset.manifest.samples:
+            raise UserError(where, "has no samples", "give a dataset that has some")
+        for wrong in _differences(datasets[0], dataset):
+            raise UserError(
+                where, f"has {wrong} than data.url", "mix what one `ldm cache` setting has made"
+            )
+    return Corpus(datasets, config.weights, config.seed, config.block_shards, batch_size)
+
+
+def _differences(first: Dataset, other: Dataset) -> Iterable[str]:
+    """In what the numbers of two datasets of latents do not mean the same."""
+    one, two = first.manifest, other.manifest
+    if one.latents and two.latents and one.text and two.text:
+        if one.latents.autoencoder != two.latents.autoencoder:
+            yield "latents of another autoencoder"
+        if one.latents.dtype != two.latents.dtype:
+            yield "latents in another number format"
+        if one.text.encoder != two.text.encoder:
+            yield "captions of another text encoder"
+        if one.text.dtype != two.text.dtype:
+            yield "text embeddings in another number format"
+
+
+def _total(parts: Sequence[tuple[Sequenced, float]]) -> float:
+    return sum(weight for _, weight in parts)

@@ -1,0 +1,195 @@
+"""`ldm verify`: which shards this process checks, which it need not, and the account of it."""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+
+from conf.errors import UserError
+from conf.schema import VerifyCommand
+from data.claim import claim
+from data.manifest import EMPTY_TEXT, NAME, canonical_json, load_manifest, sha256
+from data.progress import progress
+from data.say import say
+from data.storage import Prefix, open_prefix
+from data.verify.index import Checked, unreadable
+from data.verify.sample import Fault, drawn_samples, text_fault
+from data.verify.shard import drawn_faults, shard_faults
+
+NOTES = 20  # of a folder
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A shard to be checked: its number, the samples that are, and the work."""
+
+    number: int
+    samples: int
+    run: Callable[[], tuple[list[Fault], int]]
+
+
+def verify(config: VerifyCommand) -> int:
+    """Check a dataset: every byte of it, or some samples.
+
+    Returns:
+        0 if all is as the manifest says, else 1.
+
+    Raises:
+        UserError: There is no dataset, or `out` cannot be written or holds something else.
+    """
+    started = time.perf_counter()
+    rank, world_size = rank_of(os.environ)
+    data = _open(config.data.url)
+    records = _records(config, data)
+    tasks = [task for task in _tasks(config, data) if task.number % world_size == rank]
+    before = {name for name in records.names() if name.endswith(".json")} if records else set()
+    due = [task for task in tasks if _record_name(task) not in before]
+    faults = [] if rank else [*_manifest_faults(data), *_empty_text_faults(data)]
+    num_bytes = 0
+    for fault in faults:
+        say(f"broken: {fault}")
+    with progress("verify", sum(task.samples for task in due), unit="samples") as meter:
+        for task, (found, size) in _results(due, config.threads):
+            num_bytes += size
+            for fault in found:
+                say(f"broken: {fault}")
+            if records and not found:
+                shard = data.manifest.shards[task.number]
+                records.write(_record_name(task), canonical_json(asdict(shard)) + b"\n")
+            faults += found
+            meter.advance(task.samples)
+    if rank == 0 and not config.samples:
+        _say_notes(data)
+    if config.out:
+        name = "broken.json" if world_size == 1 else f"broken-{rank}-of-{world_size}.json"
+        open_prefix(config.out, "out").write(name, _report(data, faults))
+    _say_end(data, due, len(tasks) - len(due), faults, num_bytes, time.perf_counter() - started)
+    return 1 if faults else 0
+
+
+def rank_of(environment: "os._Environ[str] | dict[str, str]") -> tuple[int, int]:
+    """This process's rank and the number of ranks, as torchrun sets them.
+
+    Raises:
+        UserError: They are no such numbers.
+    """
+    rank, world_size = environment.get("RANK", "0"), environment.get("WORLD_SIZE", "1")
+    if not (rank.isdecimal() and world_size.isdecimal() and int(rank) < int(world_size)):
+        raise UserError(
+            f"RANK={rank} WORLD_SIZE={world_size}",
+            "are no rank of a world",
+            "unset both, or start it with torchrun",
+        )
+    return int(rank), int(world_size)
+
+
+def _open(url: str) -> Checked:
+    prefix = open_prefix(url, "data.url")
+    manifest = load_manifest(prefix, "any")
+    tars = prefix if manifest.tars is None else open_prefix(manifest.tars, "data.url")
+    return Checked(prefix, tars, manifest)
+
+
+def _records(config: VerifyCommand, data: Checked) -> Prefix | None:
+    """Where the shards that were found whole are recorded, if they are: apart for each content."""
+    if config.out is None:
+        return None
+    out = open_prefix(config.out, "out")
+    claim(out, {"kind": "verify"})
+    decoded = "-decoded" if config.decode else ""
+    return None if config.samples else out / f"whole/{data.manifest.fingerprint}{decoded}"
+
+
+def _record_name(task: Task) -> str:
+    return f"{task.number:06d}.json"  # a name out of a manifest may hold anything
+
+
+def _tasks(config: VerifyCommand, data: Checked) -> Iterator[Task]:
+    shards = data.manifest.shards
+    if not config.samples:
+        for number, shard in enumerate(shards):
+            run = partial(shard_faults, data, shard, config.decode)
+            yield Task(number, shard.samples, run)
+        return
+    counts = [shard.samples for shard in shards]
+    for number, rows in drawn_samples(counts, config.samples, config.seed).items():
+        yield Task(number, len(rows), partial(drawn_faults, data, shards[number], rows))
+
+
+def _results(tasks: list[Task], threads: int) -> Iterator[tuple[Task, tuple[list[Fault], int]]]:
+    """What the tasks find, in their order."""
+    with ThreadPoolExecutor(threads, thread_name_prefix="verify") as pool:
+        futures = [pool.submit(task.run) for task in tasks]
+        try:
+            for task, future in zip(tasks, futures, strict=True):
+                yield task, future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _manifest_faults(data: Checked) -> list[Fault]:
+    """Whether the manifest has other bytes than those that say what it says."""
+    if data.prefix.read(NAME) == data.manifest.to_json():
+        return []
+    return [Fault(NAME, "flipped", "is not spelt as it was written")]
+
+
+def _empty_text_faults(data: Checked) -> list[Fault]:
+    """What is wrong with the empty caption's embedding, if the dataset has one."""
+    spec = data.manifest.text
+    if spec is None:
+        return []
+    try:
+        content = data.prefix.read(EMPTY_TEXT)
+    except FileNotFoundError:
+        return [Fault(EMPTY_TEXT, "missing", "is missing")]
+    except UserError as error:
+        return [unreadable(data.prefix, EMPTY_TEXT, error)]
+    found = sha256(content)
+    if found != spec.empty_sha256:
+        what, hashes = "is not what the manifest pins", (spec.empty_sha256, found)
+        return [Fault(EMPTY_TEXT, "flipped", what, None, None, None, None, *hashes)]
+    wrong = text_fault(content, spec)
+    return [Fault(EMPTY_TEXT, "undecodable", wrong)] if wrong else []
+
+
+def _say_notes(data: Checked) -> None:
+    """Name the files that look like the dataset's and are not."""
+    known = {name for shard in data.manifest.shards for name in (shard.tar, shard.index)}
+    for folder, ending in (("shards", ""), ("index", ".npy")):
+        names = (f"{folder}/{name}" for name in data.prefix.names(folder) if name.endswith(ending))
+        foreign = [name for name in names if name not in known]
+        for name in foreign[:NOTES]:
+            say(f"note: {name!r} is not in the manifest")
+        if len(foreign) > NOTES:
+            say(f"note: nor are {len(foreign) - NOTES:,} more in {folder}/")
+
+
+def _report(data: Checked, faults: list[Fault]) -> bytes:
+    broken = [
+        {name: value for name, value in asdict(fault).items() if value is not None}
+        for fault in faults
+    ]
+    content = {"fingerprint": data.manifest.fingerprint, "broken": broken}
+    return json.dumps(content, indent=1).encode() + b"\n"
+
+
+def _say_end(
+    data: Checked,
+    done: list[Task],
+    before: int,
+    faults: list[Fault],
+    num_bytes: int,
+    seconds: float,
+) -> None:
+    samples = sum(task.samples for task in done)
+    broken = len({fault.file for fault in faults})
+    say(
+        f"verify: {samples:,} samples in {len(done):,} shards checked now, {before:,} shards "
+        f"before, {broken:,} files broken; {num_bytes / 1e6:,.1f} MB in {seconds:,.1f} s "
+        f"({num_bytes / 1e6 / max(seconds, 1e-9):,.0f} MB/s); "
+        f"fingerprint {data.manifest.fingerprint}"
+    )

@@ -1,0 +1,264 @@
+import io
+import json
+import tarfile
+from itertools import chain
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from conf.errors import UserError
+from data import adopt
+from data.claim import SETTINGS
+from data.image import encode_jpeg, encode_png
+from data.manifest import NAME, parse_manifest, sha256
+from data.progress import SUMMARY
+from data.sift import SKIPPED
+from data.storage import open_prefix
+from data.tar import read_member
+from tests.helpers.datasets import files_of, run_shard, tiny_image
+
+PNG = [encode_png(tiny_image(i, 16)) for i in range(6)]
+
+
+def _tar(*members):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for member in members:
+            item, content = member if isinstance(member, tuple) else (member, b"")
+            if isinstance(item, str):
+                item, content = tarfile.TarInfo(item), _bytes(content)
+                item.size = len(content)
+            archive.addfile(item, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def _bytes(content):
+    return content if isinstance(content, bytes) else content.encode()
+
+
+def _sample(number, key=None, meta=None, image=None):
+    key = key or f"{number:09d}"
+    image = PNG[number] if image is None else image
+    members = [(f"{key}.png", image), (f"{key}.txt", f"c {number}")]
+    return members if meta is None else [*members, (f"{key}.json", json.dumps(meta))]
+
+
+def _write(url, **tars):
+    for name, content in tars.items():
+        open_prefix(str(url), "out").write(f"{name}.tar", content)
+
+
+def _adopt(source, out, *overrides):
+    place = ("source=webdataset", f"source.path={source}", "source.in_place=true")
+    return run_shard(out, *place, *overrides)
+
+
+def _samples(source, out):
+    """Every sample that is indexed: key, bucket, and bytes by extension, each of them checked."""
+    there = open_prefix(str(out), "out")
+    manifest = parse_manifest(there.read(NAME), "")
+    for shard in manifest.shards:
+        content, index = open_prefix(str(source), "out").read(shard.tar), there.read(shard.index)
+        assert (shard.bytes, shard.sha256) == (len(content), sha256(content))
+        assert shard.index_sha256 == sha256(index)
+        rows = np.load(io.BytesIO(index), allow_pickle=False)
+        counts = np.bincount(rows["bucket"], minlength=len(shard.buckets))
+        assert tuple(counts) == shard.buckets
+        for row in rows:
+            members = {
+                extension: read_member(content, 0, row, column, "")
+                for column, extension in enumerate(manifest.members)
+            }
+            found = {name: member for name, member in members.items() if member is not None}
+            yield bytes(row["key"]).decode(), int(row["bucket"]), found
+
+
+def _refused(source, out, *overrides):
+    with pytest.raises(UserError) as caught:
+        _adopt(source, out, *overrides)
+    assert "\n" not in str(caught.value)
+    return caught.value
+
+
+# --- what comes out
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_tars_are_indexed_where_they_are(url, same):
+    meta = {"score": 3}
+    wide = encode_jpeg(np.zeros((16, 64, 3), dtype=np.uint8), 90)
+    _write(
+        url,
+        b=_tar(*_sample(1), *_sample(2, meta=meta)),
+        **{"below/a": _tar(("x/1.JPG", wide), ("x/1.TXT", "wide"))},
+    )
+    out = url if same else f"{url} index"
+    manifest = _adopt(url, out, "size=32", "buckets.max_aspect=2", "buckets.step=8")
+    assert manifest.tars == open_prefix(url, "out").absolute
+    assert manifest.members == adopt.MEMBERS
+    assert [(shard.name, shard.tar) for shard in manifest.shards] == [
+        ("00000", "b.tar"),
+        ("00001", "below/a.tar"),
+    ]
+    assert list(_samples(url, out)) == [
+        ("b~~000000001", 0, {"png": PNG[1], "txt": b"c 1"}),
+        ("b~~000000002", 0, {"png": PNG[2], "txt": b"c 2", "json": json.dumps(meta).encode()}),
+        ("below~2f~a~~x~2f~1", 1, {"jpg": wide, "txt": b"wide"}),
+    ]
+    assert manifest.settings["caption_field"] is None
+    written = set(open_prefix(out, "out").files()) - {"b.tar", "below/a.tar"}
+    assert {name.partition("/")[0] for name in written} == {NAME, SETTINGS, SUMMARY, "index"}
+    assert _adopt(url, out, "size=32", "buckets.max_aspect=2", "buckets.step=8") == manifest
+
+
+def test_the_bucket_is_that_of_the_upright_image(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 32)).save(buffer, "JPEG", exif=exif.tobytes())
+    _write(tmp_path / "in", a=_tar(("1.jpg", buffer.getvalue()), ("1.txt", "held sideways")))
+    manifest = _adopt(
+        tmp_path / "in", tmp_path / "out", "size=32", "buckets.max_aspect=2", "buckets.step=8"
+    )
+    ((_, bucket, _),) = _samples(tmp_path / "in", tmp_path / "out")
+    assert manifest.buckets[bucket] == (40, 24)
+
+
+def test_captions_may_come_from_the_json(tmp_path):
+    metas = [{"text": "one"}, {"text": " "}, {}]
+    members = [_sample(i, meta=meta)[::2] for i, meta in enumerate(metas)]  # without a .txt
+    _write(tmp_path / "in", a=_tar(*chain(*members), *_sample(3)))
+    captions = ("source.caption_field=text", "max_bad_share=0.8")
+    manifest = _adopt(tmp_path / "in", tmp_path / "out", *captions)
+    assert manifest.settings["caption_field"] == "text"
+    assert [key for key, *_ in _samples(tmp_path / "in", tmp_path / "out")] == ["a~~000000000"]
+    (part,) = json.loads((tmp_path / "out" / SUMMARY).read_bytes())
+    assert part["bad"] == {"no caption": 3}
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_an_interrupted_command_goes_on_to_the_same(tmp_path, processes):
+    folder, out, whole = tmp_path / "in", tmp_path / "out", tmp_path / "whole"
+    _write(folder, **{name: _tar(*_sample(i)) for i, name in enumerate("abc")})
+    _adopt(folder, whole)
+    _adopt(folder, out)
+    (out / NAME).unlink()
+    for name in ("00000", "00001"):
+        (out / "index" / f"{name}.json").unlink()
+    kept = (out / "index" / "00002.npy").stat().st_mtime_ns
+    _adopt(folder, out, f"processes={processes}")
+    same = [files_of(place) for place in (out, whole)]
+    for files in same:
+        del files[SUMMARY]
+    assert same[0] == same[1]
+    assert (out / "index" / "00002.npy").stat().st_mtime_ns == kept
+
+
+# --- what is left out
+
+
+def _link(name):
+    item = tarfile.TarInfo(name)
+    item.type, item.linkname = tarfile.SYMTYPE, "/etc/passwd"
+    return item
+
+
+@pytest.mark.parametrize(
+    ("members", "kind"),
+    [
+        ([("b.txt", "c")], "no image"),
+        ([("b.gif", b"GIF89a"), ("b.txt", "c")], "no image"),
+        ([("b.png", PNG[1])], "no caption"),
+        ([("b.png", PNG[1]), ("b.jpg", PNG[2]), ("b.txt", "c")], "member twice"),
+        ([*_sample(1, "b"), ("b.txt", "again")], "member twice"),
+        ([*_sample(1, "b")[:1], *_sample(2), *_sample(1, "b")[1:]], "members apart"),
+        ([_link("b.png"), ("b.txt", "c")], "not a plain file"),
+        (_sample(1, "../b"), "not a plain file"),
+        (_sample(1, "b", image=b""), "bad image"),
+        (_sample(1, "b", image=b"text"), "bad image"),
+        ([("b.png", PNG[1]), ("b.txt", b"\xe9")], "caption is no text"),
+        ([*_sample(1, "b"), ("b.json", "[1]")], "bad json"),
+        ([*_sample(1, "b"), ("b.json", '{"a": "\\ud800"}')], "bad json"),
+    ],
+)
+def test_bad_samples_are_left_out_and_listed(tmp_path, members, kind):
+    folder = tmp_path / "in"
+    _write(folder, a=_tar(*_sample(0), *members, *_sample(3)))
+    _adopt(folder, tmp_path / "out", "max_bad_share=0.4")
+    keys = [key for key, *_ in _samples(folder, tmp_path / "out")]
+    assert [key for key in keys if key != "a~~000000002"] == ["a~~000000000", "a~~000000003"]
+    (bad,) = json.loads((tmp_path / "out" / SKIPPED).read_bytes())["bad"]
+    assert bad["kind"] == kind and bad["what"].startswith("a.tar: ")
+    assert _refused(folder, tmp_path / "none").wrong.startswith("a.tar: ")
+
+
+def test_too_many_bad_samples_over_all_tars_are_refused(tmp_path):
+    folder = tmp_path / "in"
+    _write(folder, a=_tar(*_sample(0), *_sample(1)[:1]), b=_tar(*_sample(2), *_sample(3)))
+    error = _refused(folder, tmp_path / "out", "max_bad_share=0.2")
+    assert error.wrong.startswith("1 of 4 samples are bad (no caption 1)")
+    assert not (tmp_path / "out" / NAME).exists()
+    assert _adopt(folder, tmp_path / "out", "max_bad_share=0.25").samples == 3
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_an_image_that_is_bad_behind_its_header_is_found_by_a_check(tmp_path, check):
+    folder = tmp_path / "in"
+    _write(folder, a=_tar(*_sample(0), *_sample(1, image=PNG[1][:200])))
+    settings = ("max_bad_share=0.5", f"source.check={check}")
+    assert _adopt(folder, tmp_path / "out", *settings).samples == (1 if check else 2)
+
+
+def test_filters_hold_in_place(tmp_path):
+    folder = tmp_path / "in"
+    small = encode_png(tiny_image(0, 9))
+    members = [*_sample(0, meta={"score": 1}), *_sample(1, meta={"score": 5})]
+    _write(folder, a=_tar(*members, *_sample(2, meta={"score": 6}, image=small)))
+    _adopt(folder, tmp_path / "out", "filter.fields=['score>=5']", "filter.min_side=10")
+    assert [key for key, *_ in _samples(folder, tmp_path / "out")] == ["a~~000000001"]
+    assert json.loads((tmp_path / "out" / SKIPPED).read_bytes()) == {
+        "filtered": {"min_side": 1, "score>=5": 1}
+    }
+
+
+def test_a_tar_of_which_nothing_is_left_is_not_listed(tmp_path):
+    folder = tmp_path / "in"
+    _write(folder, a=_tar(), b=_tar(*_sample(0)))
+    (shard,) = _adopt(folder, tmp_path / "out").shards
+    assert (shard.name, shard.tar) == ("00001", "b.tar")
+
+
+# --- what only the user can mend
+
+
+def test_a_tar_that_was_cut_anywhere_is_named(tmp_path):
+    content = _tar(*_sample(0), *_sample(1))
+    end = len(content.rstrip(b"\0"))
+    end += -end % 512
+    for cut in [0, 1, 511, *range(512, end + 1024, 300), end, end + 512]:
+        _write(tmp_path / "in", a=_tar(*_sample(0)), b=content[:cut])
+        assert _refused(tmp_path / "in", tmp_path / "out").wrong.startswith("b.tar ")
+        assert files_of(tmp_path / "out") == {}
+
+
+def test_two_tars_in_one_file_are_named(tmp_path):
+    _write(tmp_path / "in", a=_tar(*_sample(0)) + _tar(*_sample(1)))
+    error = _refused(tmp_path / "in", tmp_path / "out")
+    assert error.wrong == "a.tar goes on behind its end mark, where no reader would look"
+
+
+def test_a_prefix_of_files_of_others_is_refused_as_another_place(tmp_path):
+    _write(tmp_path / "in", a=_tar(*_sample(0)))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "letter").write_text("mine")
+    assert "is not empty" in _refused(tmp_path / "in", tmp_path / "out").wrong
+
+
+def test_a_tar_is_never_held_whole(tmp_path, monkeypatch):
+    """Read in pieces that hold neither a member nor a header whole, it gives the same."""
+    _write(tmp_path / "in", a=_tar(*_sample(0), *_sample(1), *_sample(2)))
+    first = _adopt(tmp_path / "in", tmp_path / "first")
+    monkeypatch.setattr(adopt, "PIECE", 100)
+    second = _adopt(tmp_path / "in", tmp_path / "second")
+    assert second == first
