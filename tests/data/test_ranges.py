@@ -218,7 +218,7 @@ def test_a_span_that_fails_is_tried_again_alone(proxy, s3_prefix):
     prefix = open_prefix(s3_prefix, "data.url")
     prefix.write("x", CONTENT)
     spans = spans_of("x", 50)
-    for fault in (Fault.SLOW_DOWN, Fault.SHORT, Fault.BROKEN, Fault.RESET):
+    for fault in (Fault.SLOW_DOWN, Fault.SHORT, Fault.CUT, Fault.BROKEN, Fault.RESET):
         proxy.served = 0
         proxy.planned.extend([None, fault, None, fault])
         assert right(spans, read_spans(prefix, spans))

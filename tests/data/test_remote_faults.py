@@ -25,8 +25,9 @@ FAULTS = {
     Fault.SLOW_DOWN: 0.02,
     Fault.RESET: 0.02,
     Fault.LOST: 0.02,
-    Fault.SHORT: 0.05,
-    Fault.BROKEN: 0.05,
+    Fault.SHORT: 0.03,
+    Fault.CUT: 0.04,
+    Fault.BROKEN: 0.03,
 }
 SIZE = 50_000
 CONTENT = random.Random(0).randbytes(SIZE)
@@ -120,8 +121,9 @@ def test_an_answer_that_stalls_is_asked_for_again(proxy, prefix):
     assert proxy.done[Fault.LATE] == 2
 
 
-def test_an_object_that_is_always_short_is_not_waited_for(proxy, prefix):
-    proxy.shares = {Fault.SHORT: 1.0}
+@pytest.mark.parametrize("fault", [Fault.SHORT, Fault.CUT])
+def test_an_object_that_is_always_short_is_not_waited_for(proxy, prefix, fault):
+    proxy.shares = {fault: 1.0}
     with pytest.raises(RunError, match="again and again; compare the file with its source"):
         read_spans(prefix, SPANS[:3])
 
