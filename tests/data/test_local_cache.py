@@ -169,8 +169,8 @@ def test_a_shard_that_rotted_is_fetched_again_once_it_is_dropped(cache, prefix):
 def test_the_least_recently_used_goes_first(cache, prefix, monkeypatch):
     shards = [put(prefix, number) for number in range(6)]
     calls = count_downloads(monkeypatch)
-    kept = []
-    for number in (0, 1, 2, 3, 0, 4, 5):
+    kept, order = [], (0, 1, 2, 3, 0, 4, 5)
+    for number in order:
         kept.append(get(cache, prefix, shards[number]))
         time.sleep(0.02)  # file systems tell times apart by some milliseconds
     calls.clear()
@@ -178,8 +178,8 @@ def test_the_least_recently_used_goes_first(cache, prefix, monkeypatch):
         assert get(cache, prefix, shards[number])
     assert calls == []
     assert total(cache) == cache.max_bytes
-    for mapped, shard in zip(kept, shards, strict=False):  # evicted, and yet readable
-        assert mapped[:] == shard[3]
+    for number, mapped in zip(order, kept, strict=True):  # evicted, some, and yet readable
+        assert mapped[:] == shards[number][3]
 
 
 def test_runs_with_other_bounds_share_a_folder(cache, prefix):
