@@ -73,26 +73,24 @@ class LocalCache:
             or the folder can no longer be written.
 
         Raises:
-            CorruptShard: What the storage gives, twice, is not that shard.
-            FileNotFoundError: The storage has no such file.
+            CorruptShard: The storage has no such file, or gives another one, twice.
         """
         path = self._path(prefix, name, sha256)
         if size == 0 or path in self._stuck:  # nothing cannot be mapped
             return None
         if size > self.max_bytes:
-            return self._decline(f"{prefix.url}/{name} is larger than {self.max_bytes:,} bytes")
+            self._decline(f"{prefix.url}/{name} is larger than {self.max_bytes:,} bytes")
+            return None
         try:
             if (mapped := _map(path, size)) is not None:
                 return mapped
             if time.monotonic() < self._rests_until:
                 return None
             return self._fetch(path, prefix, name, size, sha256)
-        except OSError as error:
-            # The storage turns its own errors into others, all but this one.
-            if isinstance(error, FileNotFoundError) and self.folder.is_dir():
-                raise
+        except OSError as error:  # of the folder: the storage turns its own into others
             self._rests_until = time.monotonic() + RETRY_AFTER
-            return self._decline(f"cannot be written ({reason_of(error)})")
+            self._decline(f"cannot be written ({reason_of(error)})")
+            return None
 
     def drop(self, prefix: Prefix, name: str, sha256: str) -> None:
         """Forget a shard whose bytes turned out to be wrong, so that it is fetched again."""
@@ -116,11 +114,13 @@ class LocalCache:
             if (mapped := _map(path, size)) is not None:  # fetched by another while we waited
                 return mapped
             if not self._reserve(partial, file, size):
-                return self._decline("has no room beside the shards that are being fetched")
-            if _download(file, prefix, name, size, sha256):  # a fault that may have passed
+                self._decline("has no room beside the shards that are being fetched")
+                return None
+            wrong = _download(file, prefix, name, size, sha256)
+            if wrong:  # by a fault that may have passed
                 wrong = _download(file, prefix, name, size, sha256)
-                if wrong:
-                    raise CorruptShard(f"{prefix.url}/{name}: {wrong}")
+            if wrong:
+                raise CorruptShard(f"{prefix.url}/{name}: {wrong}")
             # Not flushed to the disk: what a crash leaves of it fails its checksums and is dropped.
             partial.rename(path)
             return mmap.mmap(file, 0, access=mmap.ACCESS_READ)
@@ -150,7 +150,7 @@ def _map(path: Path, size: int) -> mmap.mmap | None:
         if os.fstat(file).st_size != size:
             path.unlink(missing_ok=True)
             return None
-        with contextlib.suppress(PermissionError):  # another user's
+        with contextlib.suppress(OSError):  # another user's, or a disk that turned read-only
             os.utime(file)
         return mmap.mmap(file, size, access=mmap.ACCESS_READ)
     finally:
@@ -160,10 +160,13 @@ def _map(path: Path, size: int) -> mmap.mmap | None:
 def _download(file: int, prefix: Prefix, name: str, size: int, sha256: str) -> str:
     """Fetch a file; what is wrong with it, or an empty string."""
     digest, place = hashlib.sha256(), 0
-    for piece in read_pieces(prefix, name, size):
-        digest.update(piece)
-        _write(file, piece, place)
-        place += len(piece)
+    try:
+        for piece in read_pieces(prefix, name, size):
+            digest.update(piece)
+            _write(file, piece, place)
+            place += len(piece)
+    except FileNotFoundError:  # a file that is open is not to be found again
+        return "is missing"
     if place != size:
         return f"has {place:,} bytes where the manifest says {size:,}"
     if digest.hexdigest() != sha256:

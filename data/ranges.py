@@ -6,10 +6,12 @@ one that fails is tried again alone.
 
 import os
 import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
+from data.retry import wanted_until
 from data.storage import PIECE, PIECES_AT_ONCE, Prefix
 
 AT_ONCE = 64  # requests in flight, over all threads of the process
@@ -48,37 +50,43 @@ def read_spans(prefix: Prefix, spans: Sequence[Span]) -> list[memoryview]:
     """
     content: list[memoryview] = [memoryview(b"")] * len(spans)
     places = iter(range(len(spans)))  # each taken once: drawing from a range is one step
+    over = threading.Event()
 
     def read_some() -> None:
         for place in places:
-            content[place] = _read(prefix, spans[place])
+            content[place] = _read(prefix, spans[place], over)
 
-    futures = [_pool().submit(read_some) for _ in range(min(AT_ONCE, len(spans)))]
+    pool = _pool()
+    futures = [pool.submit(read_some) for _ in range(min(AT_ONCE, len(spans)))]
     try:
-        for future in futures:
+        for future in wait(futures, return_when=FIRST_EXCEPTION).done:
             future.result()
     finally:
-        list(places)  # after a failure the others need not go on
+        over.set()  # after a failure the others need not go on
+        list(places)
     return content
 
 
 def read_pieces(prefix: Prefix, name: str, size: int) -> Iterator[memoryview]:
     """A whole file from its first byte to byte `size`, several pieces in flight."""
     spans = [Span(name, start, min(PIECE, size - start)) for start in range(0, size, PIECE)]
-    pool = _pool()
-    ahead = [pool.submit(_read, prefix, span) for span in spans[:PIECES_AT_ONCE]]
+    pool, over = _pool(), threading.Event()
+    ahead = deque(pool.submit(_read, prefix, span, over) for span in spans[:PIECES_AT_ONCE])
     try:
-        for span in [*spans[PIECES_AT_ONCE:], *[None] * len(ahead)]:
-            yield ahead.pop(0).result()
-            if span:
-                ahead.append(pool.submit(_read, prefix, span))
+        for span in spans[PIECES_AT_ONCE:]:
+            yield ahead.popleft().result()
+            ahead.append(pool.submit(_read, prefix, span, over))
+        while ahead:
+            yield ahead.popleft().result()
     finally:
+        over.set()
         for future in ahead:
             future.cancel()
 
 
-def _read(prefix: Prefix, span: Span) -> memoryview:
-    return memoryview(prefix.read_buffer(span.name, span.start, span.length))
+def _read(prefix: Prefix, span: Span, over: threading.Event) -> memoryview:
+    with wanted_until(over):
+        return memoryview(prefix.read_buffer(span.name, span.start, span.length))
 
 
 def _pool() -> ThreadPoolExecutor:

@@ -9,7 +9,8 @@ that break or end early, a store that is gone for minutes, saying so, and expire
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TypeVar
@@ -44,6 +45,14 @@ PASSING_ERRORS = {
     "ShortBody",
 }
 LASTING_ERRORS = {"ClientConnectorCertificateError", "ClientSSLError", "SSLError"}
+
+
+class _Here(threading.local):
+    abandoned = threading.Event()  # never set: this thread's work is wanted
+
+
+_here = _Here()
+SLICE = 0.2  # seconds; two events cannot be waited for at once
 
 _speaking = threading.Lock()
 _last_said = -float("inf")
@@ -126,6 +135,16 @@ def reason_of(error: BaseException) -> str:
     return str(text).splitlines()[0]
 
 
+@contextmanager
+def wanted_until(abandoned: threading.Event) -> Iterator[None]:
+    """Within it this thread's waits end at once when `abandoned` is set, with the last fault."""
+    _here.abandoned = abandoned
+    try:
+        yield
+    finally:
+        del _here.abandoned
+
+
 def persist(
     attempt: Callable[[], T], renew: Callable[[], None], where: str, patience: Patience
 ) -> T:
@@ -165,13 +184,24 @@ def persist(
                 raise _given_up(where, error, waited) from error
             spoke |= _say_waiting(where, error, waited, patience)
             pause = backoff(faults, random.SystemRandom().random(), patience)
-            if patience.stop.wait(min(pause, patience.limit - waited)):
+            _sleep(min(pause, patience.limit - waited), patience.stop)
+            if patience.stop.is_set():
                 raise StoppedWaiting(f"{where}: stopped while it was waited for") from error
+            if _here.abandoned.is_set():
+                raise
             faults += 1
         else:
             if spoke:
                 say(f"{where}: the store answers again after {time.monotonic() - started:.0f} s")
             return result
+
+
+def _sleep(seconds: float, stop: threading.Event) -> None:
+    """Sleep, but not on when told to stop or when this thread's work is no longer wanted."""
+    until = time.monotonic() + seconds
+    while (left := until - time.monotonic()) > 0 and not stop.is_set():
+        if _here.abandoned.wait(min(left, SLICE)):
+            return
 
 
 def _given_up(where: str, error: Exception, waited: float) -> RunError:

@@ -1,4 +1,5 @@
 import os
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -11,10 +12,10 @@ from s3fs import S3FileSystem
 
 from conf.errors import RunError, UserError
 from data import retry, storage
-from data.retry import Patience, ShortBody, backoff, persist
+from data.retry import Patience, ShortBody, StoppedWaiting, backoff, persist
 from data.s3 import without_own_loop
 from data.storage import open_prefix
-from tests.helpers.faults import Fault, FaultyProxy
+from tests.helpers.faults import Fault
 
 # Short enough that a test of giving up is soon over.
 HASTY = Patience(base=0.02, cap=0.2, limit=1.0, say_every=0.3, short_bodies=3)
@@ -28,17 +29,6 @@ FAILING = {
 }
 SHORTENING = {Fault.SHORT: 0.05, Fault.BROKEN: 0.05}
 REFUSING = [Fault.INTERNAL, Fault.UNAVAILABLE, Fault.SLOW_DOWN, Fault.RESET]
-
-
-@pytest.fixture
-def proxy(s3, monkeypatch):
-    """A proxy that every S3 file system opened from now on goes through."""
-    proxy = FaultyProxy(os.environ["AWS_ENDPOINT_URL"], seed=0)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-    S3FileSystem.clear_instance_cache()  # they hold clients of the server itself
-    yield proxy
-    S3FileSystem.clear_instance_cache()
-    proxy.stop()
 
 
 @pytest.fixture
@@ -275,6 +265,7 @@ def test_threads_that_wait_together_say_so_once(proxy, bare, capsys, monkeypatch
 
 
 def test_a_store_that_stays_away_is_given_up(proxy, bare):
+    assert not bare.exists("a")  # it has answered once
     proxy.stop()
     hasty = replace(bare, patience=replace(HASTY, limit=0.3))
     for use in (lambda: hasty.read("a"), lambda: hasty.create("a", b"1"), hasty.names):
@@ -285,6 +276,17 @@ def test_a_store_that_stays_away_is_given_up(proxy, bare):
         assert "Could not connect" in message
         assert "run again" in message
         assert "\n" not in message
+
+
+def test_whoever_waits_can_be_told_to_stop(proxy, bare):
+    assert not bare.exists("a")
+    proxy.stop()
+    told = replace(bare, patience=replace(STEADY, stop=threading.Event()))
+    threading.Timer(0.5, told.patience.stop.set).start()
+    with pytest.raises(StoppedWaiting, match="stopped while it was waited for"):
+        told.read("a")
+    with pytest.raises(StoppedWaiting):  # and does not begin to wait again
+        told.read("a")
 
 
 # --- credentials

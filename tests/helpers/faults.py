@@ -29,6 +29,7 @@ class Fault(Enum):
     LOST = "the request gets through and its answer is lost"
     BROKEN = "the connection ends within the body"
     SHORT = "a shorter body with headers that fit it"
+    CUT = "a shorter body with a length that fits it and the range of the whole"
     LATE = "the answer comes late"
     EXPIRED = "the token has expired"
     DENIED = "access is denied"
@@ -55,7 +56,7 @@ class FaultyProxy:
         planned: Faults of the next requests, one each, before any draw; None for none.
         expired_keys: Access keys whose token counts as expired.
         delay: Seconds that a late answer takes longer.
-        done: How often each fault happened. BROKEN and SHORT happen to bodies of objects only.
+        done: How often each fault happened. BROKEN, SHORT and CUT happen to bodies of objects only.
         served: Requests that came, faulty ones included.
     """
 
@@ -174,7 +175,9 @@ class _Handler(BaseHTTPRequestHandler):
         if fault is Fault.LOST:
             proxy.count(fault)
             return self._hang_up()
-        if fault in (Fault.SHORT, Fault.BROKEN) and self._is_object(status, headers, content):
+        if fault in (Fault.SHORT, Fault.CUT, Fault.BROKEN) and self._is_object(
+            status, headers, content
+        ):
             proxy.count(fault)
             return self._cut(fault, status, headers, content)
         return self._answer(status, headers, content)
@@ -212,7 +215,9 @@ class _Handler(BaseHTTPRequestHandler):
         if fault is Fault.BROKEN:
             self._answer(status, headers, half)
             return self._hang_up()
-        telling = ("content-length", "content-range", "x-amz-checksum")  # all but the ETag
+        telling = ("content-length", "x-amz-checksum")  # all but the ETag
+        if fault is Fault.SHORT:
+            telling += ("content-range",)
         rest = [pair for pair in headers if not pair[0].lower().startswith(telling)]
         return self._answer(status, [*rest, ("Content-Length", str(len(half)))], half)
 

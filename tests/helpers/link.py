@@ -73,15 +73,17 @@ class Link:
         meter = _Meter(self.connection_rate)
         waiting = asyncio.Event()
         there = asyncio.create_task(self._send(reader, below, waiting))
-        with suppress(OSError):
-            while content := await above.read(_CHUNK):
-                await _pause(max(meter.delay(len(content)), self._total.delay(len(content))))
-                writer.write(content)
-                await writer.drain()
-        there.cancel()
-        self._settle(waiting)
-        for end in (writer, below):
-            end.close()
+        try:
+            with suppress(OSError):
+                while content := await above.read(_CHUNK):
+                    await _pause(max(meter.delay(len(content)), self._total.delay(len(content))))
+                    writer.write(content)
+                    await writer.drain()
+        finally:
+            there.cancel()
+            self._settle(waiting)
+            writer.close()
+            below.transport.abort()
 
     async def _send(
         self, reader: asyncio.StreamReader, below: asyncio.StreamWriter, waiting: asyncio.Event
@@ -95,7 +97,7 @@ class Link:
                 await asyncio.sleep(self.latency)
                 below.write(content)
                 await below.drain()
-        below.close()
+        below.transport.abort()  # the client has hung up
 
     def _settle(self, waiting: asyncio.Event) -> None:
         self.busy -= waiting.is_set()
@@ -121,6 +123,7 @@ def open_link(upstream: str, **widths: float) -> Iterator[Link]:
         for other in left:
             other.cancel()
         loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+        loop.run_until_complete(asyncio.sleep(0.01))  # what was closed above closes in this time
         loop.close()
 
     task = loop.create_task(link.serve(listening))
