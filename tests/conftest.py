@@ -5,7 +5,9 @@ import uuid
 from collections.abc import Iterator
 
 import pytest
+from s3fs import S3FileSystem
 
+from tests.helpers.faults import FaultyProxy
 from tests.helpers.s3 import start_seaweedfs
 
 
@@ -31,3 +33,14 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def s3_prefix(s3: str) -> str:
     """A prefix in that bucket that no other test writes to."""
     return f"{s3}/{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture
+def proxy(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
+    """A proxy that every S3 file system opened from now on, here or in a child, goes through."""
+    proxy = FaultyProxy(os.environ["AWS_ENDPOINT_URL"], seed=0)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+    S3FileSystem.clear_instance_cache()  # they hold clients of the server itself
+    yield proxy
+    S3FileSystem.clear_instance_cache()
+    proxy.stop()

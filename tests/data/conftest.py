@@ -1,16 +1,13 @@
 """Places and datasets that the tests of this room share."""
 
-import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import fsspec
 import pytest
-from s3fs import S3FileSystem
 
 from tests.helpers.datasets import run_shard, tiny_images
-from tests.helpers.faults import FaultyProxy
 
 
 @pytest.fixture(params=["local", "memory", "s3"])
@@ -27,17 +24,6 @@ def url(request: pytest.FixtureRequest) -> Iterator[str]:
                 memory.rm(name, recursive=True)
         case "s3":
             yield request.getfixturevalue("s3_prefix")
-
-
-@pytest.fixture
-def proxy(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
-    """A proxy that every S3 file system opened from now on goes through."""
-    proxy = FaultyProxy(os.environ["AWS_ENDPOINT_URL"], seed=0)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-    S3FileSystem.clear_instance_cache()  # they hold clients of the server itself
-    yield proxy
-    S3FileSystem.clear_instance_cache()
-    proxy.stop()
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ SMALL_UNET = (
 
 
 def write_latents(
-    folder: Path,
+    folder: Path | str,
     shards: Iterable[int] = (20, 17),
     seed: int = 0,
     buckets: tuple[tuple[int, int], ...] = (SQUARE,),

@@ -32,7 +32,7 @@ class Disturbed:
     out: Path
     unfinished: dict[str, bool] = field(default_factory=dict)
     survivors: dict[str, list[str]] = field(default_factory=dict)
-    interrupted: Ended = Ended(-1, "")
+    interrupted: Ended = field(default_factory=lambda: Ended(-1, ""))
     steps: list[str] = field(default_factory=list)
     saved: int = -1
     times: dict[str, dict[str, int]] = field(default_factory=dict)
