@@ -1,20 +1,21 @@
 """Arrays as .npy members: written, and read by the batch into one block of memory."""
 
 import io
-import math
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from isal.isal_zlib import crc32
 from numpy.typing import NDArray
 
 from data.npy import parse_header, parse_npy
-from data.tar import CorruptShard, Member
+from data.tar import Column, CorruptShard
 
 HEADER_BYTES = 128  # NumPy's, for arrays of up to four dimensions
 FLOATS = ("<f2", "<f4")
+# A copy of so many bytes takes less time than letting other threads run meanwhile.
+HELD_BYTES = 2**15
 
 
 def dump_array(array: NDArray[np.floating[Any]]) -> bytes:
@@ -29,96 +30,107 @@ def load_array(content: bytes) -> NDArray[np.floating[Any]]:
     return parse_npy(content).copy()
 
 
-def stack_arrays(members: Sequence[Member]) -> NDArray[np.floating[Any]]:
+class _Header(NamedTuple):
+    """What the header of an array says, and its CRC-32."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    size: int  # bytes of the whole file
+    crc32: int
+
+
+def stack_arrays(column: Column) -> NDArray[np.floating[Any]]:
     """Arrays of one shape as one of (B, ...), in the number format in which they lie.
 
     Raises:
         CorruptShard: One is damaged, or of another shape or format than the first.
     """
-    headers = [_header(member) for member in members]
-    dtype, shape = _parse(headers[0])
-    if any(header != headers[0] for header in headers):
-        raise _odd_one(members, headers)
-    batch = np.empty((len(members), *shape), dtype=dtype)
-    for member, header, target in zip(members, headers, _as_bytes(batch), strict=True):
-        _copy(member, header, target)
+    headers = _headers(column)
+    first = headers[0]
+    for nth, header in enumerate(headers):
+        if header is not first:  # of equal headers there is one
+            raise _odd_one(column, nth, header, first)
+    batch = np.empty((len(headers), *first.shape), dtype=first.dtype)
+    _fill(batch, column, headers)
     return batch
 
 
-def pad_arrays(
-    members: Sequence[Member],
-) -> tuple[NDArray[np.floating[Any]], NDArray[np.bool_]]:
+def pad_arrays(column: Column) -> tuple[NDArray[np.floating[Any]], NDArray[np.bool_]]:
     """Arrays of (L_i, D) as one of (B, L, D), zero after each one's end, and a mask (B, L).
 
     Raises:
         CorruptShard: One is damaged, or of another width or format than the first.
     """
-    headers = [_header(member) for member in members]
-    dtypes, shapes = zip(*map(_parse, headers), strict=True)
-    dtype, width = dtypes[0], shapes[0][-1]
-    if set(dtypes) != {dtype} or any(len(s) != 2 or s[1] != width for s in shapes):
-        raise _odd_one(members, headers)
-    lengths = np.array([length for length, _ in shapes])
-    longest = int(lengths.max())
-    batch = np.empty((len(members), longest, width), dtype=dtype)
-    size_of_one = width * dtype.itemsize
-    for i, (member, header, target) in enumerate(
-        zip(members, headers, _as_bytes(batch), strict=True)
-    ):
-        _copy(member, header, target[: lengths[i] * size_of_one])
-        batch[i, lengths[i] :] = 0
-    return batch, np.arange(longest) < lengths[:, None]
+    headers = _headers(column)
+    first = headers[0]
+    dtype, width = first.dtype, first.shape[1:]
+    for nth, header in enumerate(headers):
+        if len(header.shape) != 2 or header.shape[1:] != width or header.dtype != dtype:
+            raise _odd_one(column, nth, header, first)
+    lengths = [header.shape[0] for header in headers]
+    batch = np.empty((len(headers), max(lengths), *width), dtype=dtype)
+    _fill(batch, column, headers)
+    mask = np.arange(max(lengths)) < np.array(lengths)[:, None]
+    if not mask.all():
+        batch[~mask] = 0
+    return batch, mask
 
 
-def _header(member: Member) -> bytes:
-    """The header of a member that is as long as its header says."""
-    header = member.content[:HEADER_BYTES].tobytes()
-    try:
-        dtype, shape = _parse(header)
-        fits = HEADER_BYTES + math.prod(shape) * dtype.itemsize == len(member.content)
-    except ValueError:
-        fits = False
-    if not fits:
-        member.copy()  # says so if it is damaged
-        raise CorruptShard(f"{member.where()}: is no array of floats as this version writes them")
-    return header
+def _headers(column: Column) -> list[_Header]:
+    """The headers of arrays that are as long as these say."""
+    headers = []
+    for nth, content in enumerate(column.contents):
+        try:
+            header = _parse(content[:HEADER_BYTES].tobytes())
+            fits = header.size == len(content)
+        except ValueError:
+            fits = False
+        if not fits:
+            member = column.member(nth)
+            member.copy()  # says so if it is damaged
+            raise CorruptShard(f"{member.where}: is no array of floats as this version writes them")
+        headers.append(header)
+    return headers
 
 
 @lru_cache(maxsize=4096)
-def _parse(header: bytes) -> tuple[np.dtype[Any], tuple[int, ...]]:
-    """Number format and shape.
+def _parse(content: bytes) -> _Header:
+    """A header.
 
     Raises:
-        ValueError: It is no header that `dump_array` writes for floats.
+        ValueError: It is none that `dump_array` writes for floats.
     """
-    dtype, shape, fortran_order, start = parse_header(header)
-    if start != HEADER_BYTES or fortran_order or dtype.str not in FLOATS:
+    found = parse_header(content)
+    dtype, shape = found.dtype, found.shape
+    if found.start != HEADER_BYTES or found.fortran_order or dtype.str not in FLOATS:
         raise ValueError("no header of ours")
-    return dtype, shape
+    return _Header(dtype, shape, found.size, crc32(content))
 
 
-def _copy(member: Member, header: bytes, target: NDArray[np.uint8]) -> None:
-    """Copy the numbers and check the copy: what is used is what was checked.
+def _fill(batch: NDArray[np.floating[Any]], column: Column, headers: Sequence[_Header]) -> None:
+    """Copy the numbers of arrays to their places, and check the copies.
 
-    NumPy and isal let other threads run meanwhile.
+    What is used is what was checked, whoever writes to the shard meanwhile.
     """
-    np.copyto(target, member.content[HEADER_BYTES:])
-    if crc32(target, crc32(header)) != member.crc32:
-        raise member.damage()
+    memory: Any = batch.reshape(-1).view(np.uint8)
+    target, stride, start = memoryview(memory), memory.size // len(batch), 0
+    for content, wanted, header in zip(column.contents, column.crc32s, headers, strict=True):
+        numbers = content[HEADER_BYTES:]
+        copy = target[start : start + len(numbers)]
+        if len(numbers) <= HELD_BYTES:
+            copy[:] = numbers
+        else:
+            np.copyto(np.frombuffer(copy, np.uint8), np.frombuffer(numbers, np.uint8))
+        if crc32(copy, header.crc32) != wanted:
+            raise column.member(start // stride).damage()
+        start += stride
 
 
-def _as_bytes(batch: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
-    """A batch as (B, bytes of one), the same memory."""
-    size = math.prod(batch.shape[1:]) * batch.itemsize
-    return batch.reshape(-1).view(np.uint8).reshape(len(batch), size)
-
-
-def _odd_one(members: Sequence[Member], headers: Sequence[bytes]) -> CorruptShard:
-    """The error that names the first array that does not go with the first of all."""
-    first = _parse(headers[0])
-    for member, header in zip(members, headers, strict=True):
-        member.copy()
-        dtype, shape = _parse(header)
-        if dtype != first[0] or shape[-1:] != first[1][-1:] or len(shape) != len(first[1]):
-            break
-    return CorruptShard(f"{member.where()}: is {dtype} {shape}, others are {first[0]} {first[1]}")
+def _odd_one(column: Column, nth: int, header: _Header, first: _Header) -> CorruptShard:
+    """The error that names an array that does not go with the first, unless one is damaged."""
+    for i in (0, nth):
+        member = column.member(i)
+        member.copy()  # says so if it is damaged
+    return CorruptShard(
+        f"{member.where}: is {header.dtype} {header.shape}, others are {first.dtype} {first.shape}"
+    )

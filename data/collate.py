@@ -22,7 +22,7 @@ from data.sample import (
 )
 from data.say import say
 from data.stream import Dataset
-from data.tar import Member
+from data.tar import Column
 
 # The share of bad images is judged over at least so many, or the first bad one would be too many.
 FEWEST_JUDGED = 1000
@@ -35,8 +35,8 @@ def latent_batch(corpus: Corpus, places: range) -> LatentBatch:
         CorruptShard: One is damaged, or is no array as the cache stage writes it.
     """
 
-    def collate(found: list[list[Member]]) -> LatentBatch:
-        moments, texts = zip(*found, strict=True)
+    def collate(columns: list[Column]) -> LatentBatch:
+        moments, texts = columns
         text, mask = pad_arrays(texts)
         return LatentBatch(np.array(places), stack_arrays(moments), text, mask)
 

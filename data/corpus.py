@@ -13,7 +13,7 @@ from data.local_cache import LocalCache
 from data.mixture import Mixture, Sequenced
 from data.order import Order, hashes
 from data.stream import Dataset, open_dataset, twice
-from data.tar import CorruptShard, Member
+from data.tar import Column, Member
 
 T = TypeVar("T")
 # Open shards beyond those of the blocks that are read: parts of one dataset do not meet the borders
@@ -70,6 +70,8 @@ class Corpus:
         self.datasets = tuple(datasets)
         self.parts = parts_of(datasets)
         self._firsts = np.array([part.first for part in self.parts])
+        self._datasets = np.array([part.dataset for part in self.parts])
+        self._buckets = np.array([part.bucket for part in self.parts])
         sizes = [dataset.manifest.samples for dataset in datasets]
         shares = weights or sizes
         by_bucket: dict[tuple[int, int], list[tuple[Sequenced, float]]] = {}
@@ -94,6 +96,12 @@ class Corpus:
         return sum(dataset.manifest.samples for dataset in self.datasets)
 
     @property
+    def sample_bytes(self) -> float:
+        """What a sample takes in its shard, on average over all datasets."""
+        shards = [shard for dataset in self.datasets for shard in dataset.manifest.shards]
+        return sum(shard.bytes for shard in shards) / self.samples
+
+    @property
     def buckets(self) -> list[tuple[int, int]]:
         """Height and width in pixels of every bucket that has samples, without repetition."""
         found = [self.datasets[part.dataset].manifest.buckets[part.bucket] for part in self.parts]
@@ -103,13 +111,16 @@ class Corpus:
         """The samples at places of the order."""
         numbers = self.order.samples(places.start, places.stop)
         parts = np.searchsorted(self._firsts, numbers[:, 0], side="right") - 1
-        located = []
-        for number, (shard, nth) in zip(parts.tolist(), numbers.tolist(), strict=True):
-            part = self.parts[number]
-            shard -= part.first
-            row = self.datasets[part.dataset].row(shard, part.bucket, nth)
-            located.append(Sample(part.dataset, shard, row))
-        return located
+        shards = numbers[:, 0] - self._firsts[parts]
+        rows = numbers[:, 1].tolist()
+        located = list(map(Sample, self._datasets[parts].tolist(), shards.tolist(), rows))
+        if len(self.parts) == len(self.datasets):  # of one bucket each
+            return located
+        buckets = self._buckets[parts].tolist()
+        return [
+            sample._replace(row=self.datasets[sample.dataset].row(sample.shard, bucket, sample.row))
+            for sample, bucket in zip(located, buckets, strict=True)
+        ]
 
     def bucket_at(self, place: int) -> tuple[int, int]:
         """Height and width in pixels of the batch at a place."""
@@ -120,32 +131,32 @@ class Corpus:
         self,
         samples: Sequence[Sample],
         extensions: Sequence[str],
-        take: Callable[[list[list[Member]]], T],
+        take: Callable[[list[Column]], T],
     ) -> T:
         """Give members that every sample has to `take`, which checks what it copies.
 
         Raises:
             CorruptShard: One has no such member, or fresh reads gave damaged bytes too.
         """
-        by_dataset = {
-            number: [i for i, sample in enumerate(samples) if sample.dataset == number]
-            for number in {sample.dataset for sample in samples}
-        }
+        return twice(
+            lambda: take(self._columns(samples, extensions)), lambda: self._forget(samples)
+        )
 
-        def attempt() -> T:
-            found: list[list[Member]] = [[]] * len(samples)
-            for number, here in by_dataset.items():
-                dataset = self.datasets[number]
-                columns = [dataset.manifest.members.index(name) for name in extensions]
-                rows = dataset.members([(samples[i].shard, samples[i].row) for i in here], columns)
-                for i, members in zip(here, rows, strict=True):
-                    found[i] = [member for member in members if member]
-                    if len(found[i]) < len(columns):
-                        where = dataset.name_of(samples[i].shard, samples[i].row)
-                        raise CorruptShard(f"{where}: has not all of {', '.join(extensions)}")
-            return take(found)
-
-        return twice(attempt, lambda: self._forget(samples))
+    def _columns(self, samples: Sequence[Sample], extensions: Sequence[str]) -> list[Column]:
+        """The members of samples, by extension; each dataset is asked once for all of its own."""
+        found: list[tuple[list[int], list[Column]]] = []
+        for number in {sample.dataset for sample in samples}:
+            here = [i for i, sample in enumerate(samples) if sample.dataset == number]
+            dataset = self.datasets[number]
+            numbers = [dataset.manifest.members.index(name) for name in extensions]
+            places = [(samples[i].shard, samples[i].row) for i in here]
+            found.append((here, dataset.columns(places, numbers)))
+        if len(found) == 1:
+            return found[0][1]
+        return [
+            _woven([(here, columns[i]) for here, columns in found], len(samples))
+            for i in range(len(extensions))
+        ]
 
     def stop_waiting(self) -> None:
         """Have every read that waits for a store that is gone fail, from now on."""
@@ -168,6 +179,22 @@ class Corpus:
         for sample in samples:
             by_dataset.setdefault(sample.dataset, set()).add(sample.shard)
         return any([self.datasets[number].forget(shards) for number, shards in by_dataset.items()])
+
+
+def _woven(parts: Sequence[tuple[list[int], Column]], length: int) -> Column:
+    """One column of several, each with the places that its members have in it."""
+    source = {i: (column, nth) for here, column in parts for nth, i in enumerate(here)}
+    pairs = [source[i] for i in range(length)]
+
+    def member(nth: int) -> Member:
+        column, place = pairs[nth]
+        return column.member(place)
+
+    return Column(
+        [column.contents[nth] for column, nth in pairs],
+        [column.crc32s[nth] for column, nth in pairs],
+        member,
+    )
 
 
 def parts_of(datasets: Sequence[Dataset]) -> list[Part]:
@@ -205,7 +232,10 @@ def open_corpus(config: DataConfig, kind: str, batch_size: int) -> Corpus:
     if config.local_cache:
         cache = LocalCache(Path(config.local_cache), int(config.local_cache_gb * 1e9))
     settings = {config.url: "data.url"} | dict.fromkeys(config.also, "data.also")
-    datasets = [open_dataset(url, kind, setting, cache) for url, setting in settings.items()]
+    open_shards = 2 * config.block_shards + SPARE_SHARDS
+    datasets = [
+        open_dataset(url, kind, setting, cache, open_shards) for url, setting in settings.items()
+    ]
     for dataset in datasets:
         where = f"{dataset.prefix.setting}={dataset.prefix.url}"
         if not dataset.manifest.samples:

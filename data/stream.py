@@ -8,7 +8,7 @@ the manifest pins, at every read.
 import mmap
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,7 +21,7 @@ from data.npy import parse_npy
 from data.ranges import Span, read_spans
 from data.sample import RawSample
 from data.storage import Prefix, open_prefix
-from data.tar import CorruptShard, Member, index_dtype
+from data.tar import Column, CorruptShard, Member, index_dtype
 
 T = TypeVar("T")
 OPEN_SHARDS = 64
@@ -29,19 +29,15 @@ OPEN_SHARDS = 64
 
 @dataclass(frozen=True, slots=True)
 class OpenShard:
-    """The columns of a shard's index, each (samples, members), and its tar where that is mapped.
+    """Where the members of a shard's samples are, and its tar if that is mapped.
 
     Args:
-        offset: Of each member in the tar.
-        length: Of each member in bytes; -1 where a sample has none.
-        crc32: Of each member.
+        places: Offset, length (-1: none) and CRC-32 of each member, (samples, 3, members).
         content: The whole tar, or None if it is read range by range.
     """
 
-    offset: NDArray[np.uint64]
-    length: NDArray[np.int64]
-    crc32: NDArray[np.uint32]
-    content: NDArray[np.uint8] | None
+    places: NDArray[np.int64]
+    content: memoryview | None
 
 
 class Dataset:
@@ -79,41 +75,39 @@ class Dataset:
         Raises:
             CorruptShard: What lies there is not what was indexed.
         """
-        columns = range(len(self.manifest.members))
 
         def attempt() -> dict[str, bytes]:
-            (found,) = self.members([(shard, row)], columns)
-            named = zip(self.manifest.members, found, strict=True)
-            return {name: member.copy() for name, member in named if member}
+            _, lengths, _ = self.open_shard(shard).places[row].tolist()
+            numbers = [number for number, length in enumerate(lengths) if length >= 0]
+            columns = self.columns([(shard, row)], numbers)
+            named = zip(numbers, columns, strict=True)
+            return {self.manifest.members[n]: column.member(0).copy() for n, column in named}
 
         members = twice(attempt, lambda: self.forget([shard]))
         entry = self.index(shard)[row]
         return RawSample(bytes(entry["key"]).decode(), members, int(entry["bucket"]))
 
-    def members(
-        self, samples: Sequence[tuple[int, int]], columns: Sequence[int]
-    ) -> list[list[Member | None]]:
-        """Members of samples where they lie: unchecked views.
+    def columns(self, samples: Sequence[tuple[int, int]], numbers: Sequence[int]) -> list[Column]:
+        """Members that every sample has, where they lie: unchecked views.
 
         Args:
             samples: Shard and row of each.
-            columns: Numbers of the wanted members in the manifest.
+            numbers: Of the wanted members in the manifest.
 
         Returns:
-            For each sample its members in the order of `columns`; None for one that it has not.
+            A column for each number.
 
         Raises:
-            CorruptShard: A file is missing, has another length, or is no index that fits.
+            CorruptShard: A file is missing, has another length, or is no index that fits, or a
+                sample has not all of the members.
         """
         opened = [self.open_shard(shard) for shard, _ in samples]
-        remote = [i for i, shard in enumerate(opened) if shard.content is None]
-        fetched = self._fetch([(*samples[i], opened[i]) for i in remote], columns)
-        windows = dict(zip(remote, fetched, strict=True))
-        found = []
-        for i, sample in enumerate(samples):
-            window, start = windows.get(i) or (opened[i].content, 0)
-            found.append([self._member(window, start, opened[i], sample, c) for c in columns])
-        return found
+        places = [one.places[row].tolist() for one, (_, row) in zip(opened, samples, strict=True)]
+        windows = [(one.content, 0) for one in opened]
+        remote = [i for i, (content, _) in enumerate(windows) if content is None]
+        for i, window in zip(remote, self._fetch(samples, places, remote, numbers), strict=True):
+            windows[i] = window
+        return [self._column(samples, places, windows, number) for number in numbers]
 
     def name_of(self, shard: int, row: int, extension: str | None = None) -> str:
         """A sample, or a member of it, in words."""
@@ -155,39 +149,50 @@ class Dataset:
             for shard in range(len(self.manifest.shards))
         )
 
-    def _member(
-        self, window: Any, start: int, opened: OpenShard, sample: tuple[int, int], column: int
-    ) -> Member | None:
-        """A member out of a window of its tar, which begins at byte `start`."""
-        row = sample[1]
-        offset, length = opened.offset.item(row, column), opened.length.item(row, column)
-        if length < 0:
-            return None
-        content = window[offset - start : offset - start + length]
-        where = partial(self.name_of, *sample, self.manifest.members[column])
-        return Member(content, offset, length, opened.crc32.item(row, column), where)
+    def _column(
+        self, samples: Sequence[tuple[int, int]], places: list[Any], windows: list[Any], number: int
+    ) -> Column:
+        """A column out of windows of the tars, each of which begins at some byte."""
+        contents, crc32s = [], []
+        for nth, ((window, first), (offsets, lengths, sums)) in enumerate(
+            zip(windows, places, strict=True)
+        ):
+            start, length = offsets[number] - first, lengths[number]
+            if length < 0:
+                extension = self.manifest.members[number]
+                raise CorruptShard(f"{self.name_of(*samples[nth])}: has no {extension}")
+            contents.append(window[start : start + length])
+            crc32s.append(sums[number])
+
+        def member(nth: int) -> Member:
+            offsets, lengths, sums = places[nth]
+            where = self.name_of(*samples[nth], self.manifest.members[number])
+            return Member(contents[nth], offsets[number], lengths[number], sums[number], where)
+
+        return Column(contents, crc32s, member)
 
     def _fetch(
-        self, samples: Sequence[tuple[int, int, OpenShard]], columns: Sequence[int]
-    ) -> list[tuple[NDArray[np.uint8], int]]:
-        """For samples of shards that are not mapped, the range that holds their members."""
+        self,
+        samples: Sequence[tuple[int, int]],
+        places: list[Any],
+        remote: list[int],
+        numbers: Sequence[int],
+    ) -> list[tuple[memoryview, int]]:
+        """For the samples of shards that are not mapped, the range that holds their members."""
         spans = []
-        for shard, row, opened in samples:
-            offsets, lengths = opened.offset[row].tolist(), opened.length[row].tolist()
-            there = [(offsets[c], lengths[c]) for c in columns if lengths[c] >= 0]
+        for i in remote:
+            offsets, lengths, _ = places[i]
+            there = [(offsets[n], lengths[n]) for n in numbers if lengths[n] >= 0]
             start = min((offset for offset, _ in there), default=0)
             end = max((offset + length for offset, length in there), default=0)
-            spans.append(Span(self.manifest.shards[shard].tar, start, end - start))
+            spans.append(Span(self.manifest.shards[samples[i][0]].tar, start, end - start))
         try:
             windows = read_spans(self.tars, spans) if spans else []
         except FileNotFoundError:
             names = [span.name for span in spans]
             gone = [name for name in names if not self.tars.exists(name)]
             raise _missing(self.tars, (gone or names)[0]) from None
-        return [
-            (np.frombuffer(window, np.uint8), span.start)
-            for window, span in zip(windows, spans, strict=True)
-        ]
+        return [(window, span.start) for window, span in zip(windows, spans, strict=True)]
 
     def _open_shard(self, shard: int) -> OpenShard:
         index, record = self.index(shard), self.manifest.shards[shard]
@@ -204,8 +209,8 @@ class Dataset:
                 f"{self.tars.url}/{record.tar}: has {len(mapped):,} bytes, "
                 f"its manifest says {record.bytes:,}"
             )
-        content = None if mapped is None else np.frombuffer(mapped, np.uint8)
-        return OpenShard(index["offset"], index["length"], index["crc32"], content)
+        columns = [index[name].astype(np.int64) for name in ("offset", "length", "crc32")]
+        return OpenShard(np.stack(columns, axis=1), None if mapped is None else memoryview(mapped))
 
     def _map(self, name: str) -> mmap.mmap | bytes:
         with self.tars.errors("read"), Path(self.tars.path(name)).open("rb") as file:
@@ -251,7 +256,11 @@ def twice(attempt: Callable[[], T], forget: Callable[[], bool]) -> T:
 
 
 def open_dataset(
-    url: str, kind: str, setting: str = "data.url", cache: LocalCache | None = None
+    url: str,
+    kind: str,
+    setting: str = "data.url",
+    cache: LocalCache | None = None,
+    open_shards: int = OPEN_SHARDS,
 ) -> Dataset:
     """Open a dataset of the wanted kind (`images`, `latents` or `any`).
 
@@ -259,7 +268,7 @@ def open_dataset(
         UserError: There is none at that URL, or it is of another kind.
     """
     prefix = open_prefix(url, setting)
-    return Dataset(prefix, load_manifest(prefix, kind), cache)
+    return Dataset(prefix, load_manifest(prefix, kind), cache, open_shards)
 
 
 def _missing(prefix: Prefix, name: str) -> CorruptShard:

@@ -101,18 +101,18 @@ class Member(NamedTuple):
     """A member of a sample where it lies, not checked yet.
 
     Args:
-        content: Its bytes, uint8; fewer than `length` where its tar was cut.
+        content: Its bytes; fewer than `length` where its tar was cut.
         offset: Of its first byte in the tar.
         length: In bytes, as indexed.
         crc32: As indexed.
-        where: Gives shard and member in words.
+        where: Shard and member in words.
     """
 
-    content: NDArray[np.uint8]
+    content: memoryview
     offset: int
     length: int
     crc32: int
-    where: Callable[[], str]
+    where: str
 
     def copy(self) -> bytes:
         """Its bytes, checked after they were copied.
@@ -120,7 +120,7 @@ class Member(NamedTuple):
         Raises:
             CorruptShard: They are cut, or not those that were indexed.
         """
-        copied = self.content.tobytes()
+        copied = bytes(self.content)
         if len(copied) != self.length or crc32(copied) != self.crc32:
             raise self.damage()
         return copied
@@ -129,8 +129,22 @@ class Member(NamedTuple):
         """The error that says which bytes are not those that were indexed."""
         end = self.offset + self.length
         return CorruptShard(
-            f"{self.where()}: bytes {self.offset} to {end} are not those of the index"
+            f"{self.where}: bytes {self.offset} to {end} are not those of the index"
         )
+
+
+class Column(NamedTuple):
+    """The same member of several samples: what a batch is made of, without a record for each.
+
+    Args:
+        contents: Their bytes where they lie, not checked yet.
+        crc32s: As indexed.
+        member: Gives the n-th as a `Member`, for what is read one by one and for messages.
+    """
+
+    contents: list[memoryview]
+    crc32s: list[int]
+    member: Callable[[int], Member]
 
 
 def read_member(

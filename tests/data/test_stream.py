@@ -108,8 +108,8 @@ def test_the_samples_of_a_batch_are_asked_for_at_once(monkeypatch):
         "data.stream.read_spans", lambda p, spans: asked.append(len(spans)) or read_spans(p, spans)
     )
     samples = [(0, 2), (1, 0), (0, 1), (1, 1)]
-    found = dataset.members(samples, [1])
-    assert [member.copy() for (member,) in found] == [
+    (found,) = dataset.columns(samples, [1])
+    assert [bytes(content) for content in found.contents] == [
         f"caption {number}".encode() for number in (2, 3, 1, 4)
     ]
     assert asked == [4]
