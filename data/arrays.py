@@ -68,25 +68,25 @@ def pad_arrays(column: Column) -> tuple[NDArray[np.floating[Any]], NDArray[np.bo
         if len(header.shape) != 2 or header.shape[1:] != width or header.dtype != dtype:
             raise _odd_one(column, nth, header, first)
     lengths = [header.shape[0] for header in headers]
-    batch = np.empty((len(headers), max(lengths), *width), dtype=dtype)
+    longest = max(lengths)
+    batch = np.empty((len(headers), longest, *width), dtype=dtype)
     _fill(batch, column, headers)
-    mask = np.arange(max(lengths)) < np.array(lengths)[:, None]
-    if not mask.all():
+    mask = np.arange(longest) < np.array(lengths)[:, None]
+    if min(lengths) < longest:
         batch[~mask] = 0
     return batch, mask
 
 
 def _headers(column: Column) -> list[_Header]:
     """The headers of arrays that are as long as these say."""
-    headers = []
-    for nth, content in enumerate(column.contents):
-        try:
-            header = _parse(content[:HEADER_BYTES].tobytes())
-            fits = header.size == len(content)
-        except ValueError:
-            fits = False
-        if not fits:
-            member = column.member(nth)
+    headers: list[_Header] = []
+    header, last = None, b""
+    for window, start, length in zip(column.windows, column.starts, column.lengths, strict=True):
+        content = window[start : start + HEADER_BYTES].tobytes()
+        if content != last:
+            header, last = _parse(content), content
+        if header is None or header.size != length or start + length > len(window):
+            member = column.member(len(headers))
             member.copy()  # says so if it is damaged
             raise CorruptShard(f"{member.where}: is no array of floats as this version writes them")
         headers.append(header)
@@ -94,17 +94,15 @@ def _headers(column: Column) -> list[_Header]:
 
 
 @lru_cache(maxsize=4096)
-def _parse(content: bytes) -> _Header:
-    """A header.
-
-    Raises:
-        ValueError: It is none that `dump_array` writes for floats.
-    """
-    found = parse_header(content)
-    dtype, shape = found.dtype, found.shape
-    if found.start != HEADER_BYTES or found.fortran_order or dtype.str not in FLOATS:
-        raise ValueError("no header of ours")
-    return _Header(dtype, shape, found.size, crc32(content))
+def _parse(content: bytes) -> _Header | None:
+    """A header; None if it is none that `dump_array` writes for floats."""
+    try:
+        found = parse_header(content)
+    except ValueError:
+        return None
+    if found.start != HEADER_BYTES or found.fortran_order or found.dtype.str not in FLOATS:
+        return None
+    return _Header(found.dtype, found.shape, found.size, crc32(content))
 
 
 def _fill(batch: NDArray[np.floating[Any]], column: Column, headers: Sequence[_Header]) -> None:
@@ -113,17 +111,20 @@ def _fill(batch: NDArray[np.floating[Any]], column: Column, headers: Sequence[_H
     What is used is what was checked, whoever writes to the shard meanwhile.
     """
     memory: Any = batch.reshape(-1).view(np.uint8)
-    target, stride, start = memoryview(memory), memory.size // len(batch), 0
-    for content, wanted, header in zip(column.contents, column.crc32s, headers, strict=True):
-        numbers = content[HEADER_BYTES:]
-        copy = target[start : start + len(numbers)]
-        if len(numbers) <= HELD_BYTES:
+    target, stride, place = memoryview(memory), memory.size // len(batch), 0
+    windows, starts, lengths, crc32s, member = column
+    for window, start, length, wanted, header in zip(
+        windows, starts, lengths, crc32s, headers, strict=True
+    ):
+        numbers = window[start + HEADER_BYTES : start + length]
+        copy = target[place : place + length - HEADER_BYTES]
+        if length <= HELD_BYTES:
             copy[:] = numbers
         else:
             np.copyto(np.frombuffer(copy, np.uint8), np.frombuffer(numbers, np.uint8))
         if crc32(copy, header.crc32) != wanted:
-            raise column.member(start // stride).damage()
-        start += stride
+            raise member(place // stride).damage()
+        place += stride
 
 
 def _odd_one(column: Column, nth: int, header: _Header, first: _Header) -> CorruptShard:

@@ -38,7 +38,8 @@ def latent_batch(corpus: Corpus, places: range) -> LatentBatch:
     def collate(columns: list[Column]) -> LatentBatch:
         moments, texts = columns
         text, mask = pad_arrays(texts)
-        return LatentBatch(np.array(places), stack_arrays(moments), text, mask)
+        numbers = np.arange(places.start, places.stop)
+        return LatentBatch(numbers, stack_arrays(moments), text, mask)
 
     return corpus.checked(corpus.locate(places), (MOMENTS, TEXT), collate)
 

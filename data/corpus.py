@@ -144,18 +144,17 @@ class Corpus:
 
     def _columns(self, samples: Sequence[Sample], extensions: Sequence[str]) -> list[Column]:
         """The members of samples, by extension; each dataset is asked once for all of its own."""
-        found: list[tuple[list[int], list[Column]]] = []
-        for number in {sample.dataset for sample in samples}:
+        parts: list[tuple[list[int], list[Column]]] = []
+        for number, dataset in enumerate(self.datasets):
             here = [i for i, sample in enumerate(samples) if sample.dataset == number]
-            dataset = self.datasets[number]
-            numbers = [dataset.manifest.members.index(name) for name in extensions]
-            places = [(samples[i].shard, samples[i].row) for i in here]
-            found.append((here, dataset.columns(places, numbers)))
-        if len(found) == 1:
-            return found[0][1]
+            if here:
+                numbers = [dataset.manifest.members.index(name) for name in extensions]
+                places = [samples[i][1:] for i in here]
+                parts.append((here, dataset.columns(places, numbers)))
+        if len(parts) == 1:
+            return parts[0][1]
         return [
-            _woven([(here, columns[i]) for here, columns in found], len(samples))
-            for i in range(len(extensions))
+            _woven([(here, columns[i]) for here, columns in parts]) for i in range(len(extensions))
         ]
 
     def stop_waiting(self) -> None:
@@ -181,17 +180,19 @@ class Corpus:
         return any([self.datasets[number].forget(shards) for number, shards in by_dataset.items()])
 
 
-def _woven(parts: Sequence[tuple[list[int], Column]], length: int) -> Column:
+def _woven(parts: Sequence[tuple[list[int], Column]]) -> Column:
     """One column of several, each with the places that its members have in it."""
     source = {i: (column, nth) for here, column in parts for nth, i in enumerate(here)}
-    pairs = [source[i] for i in range(length)]
+    pairs = [source[i] for i in range(len(source))]
 
     def member(nth: int) -> Member:
         column, place = pairs[nth]
         return column.member(place)
 
     return Column(
-        [column.contents[nth] for column, nth in pairs],
+        [column.windows[nth] for column, nth in pairs],
+        [column.starts[nth] for column, nth in pairs],
+        [column.lengths[nth] for column, nth in pairs],
         [column.crc32s[nth] for column, nth in pairs],
         member,
     )

@@ -103,11 +103,13 @@ class Dataset:
         """
         opened = [self.open_shard(shard) for shard, _ in samples]
         places = [one.places[row].tolist() for one, (_, row) in zip(opened, samples, strict=True)]
-        windows = [(one.content, 0) for one in opened]
-        remote = [i for i, (content, _) in enumerate(windows) if content is None]
-        for i, window in zip(remote, self._fetch(samples, places, remote, numbers), strict=True):
-            windows[i] = window
-        return [self._column(samples, places, windows, number) for number in numbers]
+        for number in numbers:
+            for nth, (_, lengths, _) in enumerate(places):
+                if lengths[number] < 0:
+                    name, extension = self.name_of(*samples[nth]), self.manifest.members[number]
+                    raise CorruptShard(f"{name}: has no {extension}")
+        windows, firsts = self._windows(samples, opened, places, numbers)
+        return [self._column(samples, places, windows, firsts, number) for number in numbers]
 
     def name_of(self, shard: int, row: int, extension: str | None = None) -> str:
         """A sample, or a member of it, in words."""
@@ -150,49 +152,58 @@ class Dataset:
         )
 
     def _column(
-        self, samples: Sequence[tuple[int, int]], places: list[Any], windows: list[Any], number: int
-    ) -> Column:
-        """A column out of windows of the tars, each of which begins at some byte."""
-        contents, crc32s = [], []
-        for nth, ((window, first), (offsets, lengths, sums)) in enumerate(
-            zip(windows, places, strict=True)
-        ):
-            start, length = offsets[number] - first, lengths[number]
-            if length < 0:
-                extension = self.manifest.members[number]
-                raise CorruptShard(f"{self.name_of(*samples[nth])}: has no {extension}")
-            contents.append(window[start : start + length])
-            crc32s.append(sums[number])
-
-        def member(nth: int) -> Member:
-            offsets, lengths, sums = places[nth]
-            where = self.name_of(*samples[nth], self.manifest.members[number])
-            return Member(contents[nth], offsets[number], lengths[number], sums[number], where)
-
-        return Column(contents, crc32s, member)
-
-    def _fetch(
         self,
         samples: Sequence[tuple[int, int]],
         places: list[Any],
-        remote: list[int],
+        windows: list[memoryview],
+        firsts: list[int],
+        number: int,
+    ) -> Column:
+        """A column out of windows of the tars, each of which begins at some byte."""
+        starts = [
+            offsets[number] - first for (offsets, _, _), first in zip(places, firsts, strict=True)
+        ]
+        lengths = [lengths[number] for _, lengths, _ in places]
+        crc32s = [crc32s[number] for _, _, crc32s in places]
+
+        def member(nth: int) -> Member:
+            start, length = starts[nth], lengths[nth]
+            content = windows[nth][start : start + length]
+            where = self.name_of(*samples[nth], self.manifest.members[number])
+            return Member(content, start + firsts[nth], length, crc32s[nth], where)
+
+        return Column(windows, starts, lengths, crc32s, member)
+
+    def _windows(
+        self,
+        samples: Sequence[tuple[int, int]],
+        opened: Sequence[OpenShard],
+        places: list[Any],
         numbers: Sequence[int],
-    ) -> list[tuple[memoryview, int]]:
-        """For the samples of shards that are not mapped, the range that holds their members."""
-        spans = []
-        for i in remote:
-            offsets, lengths, _ = places[i]
-            there = [(offsets[n], lengths[n]) for n in numbers if lengths[n] >= 0]
-            start = min((offset for offset, _ in there), default=0)
-            end = max((offset + length for offset, length in there), default=0)
-            spans.append(Span(self.manifest.shards[samples[i][0]].tar, start, end - start))
+    ) -> tuple[list[memoryview], list[int]]:
+        """For each sample bytes of its tar that hold its members, and where they begin.
+
+        Of a tar that is not mapped it is the range from the first of the members to the last.
+        """
+        firsts, spans = [0] * len(samples), {}
+        for i, one in enumerate(opened):
+            if one.content is None:
+                offsets, lengths, _ = places[i]
+                firsts[i] = min((offsets[n] for n in numbers), default=0)
+                end = max((offsets[n] + lengths[n] for n in numbers), default=0)
+                tar = self.manifest.shards[samples[i][0]].tar
+                spans[i] = Span(tar, firsts[i], end - firsts[i])
+        fetched = dict(zip(spans, self._fetch(list(spans.values())), strict=True))
+        windows = [one.content or fetched[i] for i, one in enumerate(opened)]
+        return windows, firsts
+
+    def _fetch(self, spans: Sequence[Span]) -> list[memoryview]:
         try:
-            windows = read_spans(self.tars, spans) if spans else []
+            return read_spans(self.tars, spans) if spans else []
         except FileNotFoundError:
             names = [span.name for span in spans]
             gone = [name for name in names if not self.tars.exists(name)]
             raise _missing(self.tars, (gone or names)[0]) from None
-        return [(window, span.start) for window, span in zip(windows, spans, strict=True)]
 
     def _open_shard(self, shard: int) -> OpenShard:
         index, record = self.index(shard), self.manifest.shards[shard]

@@ -137,12 +137,16 @@ class Column(NamedTuple):
     """The same member of several samples: what a batch is made of, without a record for each.
 
     Args:
-        contents: Their bytes where they lie, not checked yet.
+        windows: For each sample bytes of its tar, not checked yet, in which the member lies.
+        starts: Place of the member in the window.
+        lengths: In bytes, as indexed; where a tar was cut, windows end before.
         crc32s: As indexed.
         member: Gives the n-th as a `Member`, for what is read one by one and for messages.
     """
 
-    contents: list[memoryview]
+    windows: list[memoryview]
+    starts: list[int]
+    lengths: list[int]
     crc32s: list[int]
     member: Callable[[int], Member]
 

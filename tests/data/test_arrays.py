@@ -18,8 +18,8 @@ def _member(content, crc=None, name="a"):
 
 
 def _column(members):
-    contents, crcs = [m.content for m in members], [m.crc32 for m in members]
-    return Column(contents, crcs, members.__getitem__)
+    windows, _, lengths, crcs, _ = map(list, zip(*members, strict=True))
+    return Column(windows, [0] * len(members), lengths, crcs, members.__getitem__)
 
 
 def _members(arrays):

@@ -109,7 +109,7 @@ def test_the_samples_of_a_batch_are_asked_for_at_once(monkeypatch):
     )
     samples = [(0, 2), (1, 0), (0, 1), (1, 1)]
     (found,) = dataset.columns(samples, [1])
-    assert [bytes(content) for content in found.contents] == [
+    assert [found.member(i).copy() for i in range(4)] == [
         f"caption {number}".encode() for number in (2, 3, 1, 4)
     ]
     assert asked == [4]
