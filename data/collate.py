@@ -41,7 +41,7 @@ def latent_batch(corpus: Corpus, places: range) -> LatentBatch:
         numbers = np.arange(places.start, places.stop)
         return LatentBatch(numbers, stack_arrays(moments), text, mask)
 
-    return corpus.checked(corpus.locate(places), (MOMENTS, TEXT), collate)
+    return corpus.checked(places, (MOMENTS, TEXT), collate)
 
 
 class ImageCollator:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from conf.errors import UserError
 from conf.groups import DataConfig
@@ -109,18 +110,7 @@ class Corpus:
 
     def locate(self, places: range) -> list[Sample]:
         """The samples at places of the order."""
-        numbers = self.order.samples(places.start, places.stop)
-        parts = np.searchsorted(self._firsts, numbers[:, 0], side="right") - 1
-        shards = numbers[:, 0] - self._firsts[parts]
-        rows = numbers[:, 1].tolist()
-        located = list(map(Sample, self._datasets[parts].tolist(), shards.tolist(), rows))
-        if len(self.parts) == len(self.datasets):  # of one bucket each
-            return located
-        buckets = self._buckets[parts].tolist()
-        return [
-            sample._replace(row=self.datasets[sample.dataset].row(sample.shard, bucket, sample.row))
-            for sample, bucket in zip(located, buckets, strict=True)
-        ]
+        return [Sample(*numbers) for numbers in self._numbers(places).tolist()]
 
     def bucket_at(self, place: int) -> tuple[int, int]:
         """Height and width in pixels of the batch at a place."""
@@ -128,29 +118,41 @@ class Corpus:
         return self.datasets[part.dataset].manifest.buckets[part.bucket]
 
     def checked(
-        self,
-        samples: Sequence[Sample],
-        extensions: Sequence[str],
-        take: Callable[[list[Column]], T],
+        self, places: range, extensions: Sequence[str], take: Callable[[list[Column]], T]
     ) -> T:
-        """Give members that every sample has to `take`, which checks what it copies.
+        """Give members of the samples at some places to `take`, which checks what it copies.
 
         Raises:
             CorruptShard: One has no such member, or fresh reads gave damaged bytes too.
         """
+        samples = self._numbers(places)
         return twice(
             lambda: take(self._columns(samples, extensions)), lambda: self._forget(samples)
         )
 
-    def _columns(self, samples: Sequence[Sample], extensions: Sequence[str]) -> list[Column]:
+    def _numbers(self, places: range) -> NDArray[np.int64]:
+        """Dataset, shard and row at places of the order, (B, 3)."""
+        ordered = self.order.samples(places.start, places.stop)
+        parts = np.searchsorted(self._firsts, ordered[:, 0], side="right") - 1
+        samples = np.empty((len(places), 3), dtype=np.int64)
+        samples[:, 0] = self._datasets[parts]
+        samples[:, 1] = ordered[:, 0] - self._firsts[parts]
+        samples[:, 2] = ordered[:, 1]
+        if len(self.parts) > len(self.datasets):  # rows were counted within their buckets
+            buckets = self._buckets[parts].tolist()
+            for sample, bucket in zip(samples, buckets, strict=True):
+                dataset, shard, nth = sample.tolist()
+                sample[2] = self.datasets[dataset].row(shard, bucket, nth)
+        return samples
+
+    def _columns(self, samples: NDArray[np.int64], extensions: Sequence[str]) -> list[Column]:
         """The members of samples, by extension; each dataset is asked once for all of its own."""
         parts: list[tuple[list[int], list[Column]]] = []
-        for number, dataset in enumerate(self.datasets):
-            here = [i for i, sample in enumerate(samples) if sample.dataset == number]
-            if here:
-                numbers = [dataset.manifest.members.index(name) for name in extensions]
-                places = [samples[i][1:] for i in here]
-                parts.append((here, dataset.columns(places, numbers)))
+        for number in np.unique(samples[:, 0]).tolist():
+            dataset, here = self.datasets[number], np.flatnonzero(samples[:, 0] == number)
+            numbers = [dataset.manifest.members.index(name) for name in extensions]
+            columns = dataset.columns(samples[here, 1:].tolist(), numbers)
+            parts.append((here.tolist(), columns))
         if len(parts) == 1:
             return parts[0][1]
         return [
@@ -173,10 +175,10 @@ class Corpus:
     def _part(self, number: int) -> Part:
         return self.parts[int(np.searchsorted(self._firsts, number, side="right")) - 1]
 
-    def _forget(self, samples: Iterable[Sample]) -> bool:
+    def _forget(self, samples: NDArray[np.int64]) -> bool:
         by_dataset: dict[int, set[int]] = {}
-        for sample in samples:
-            by_dataset.setdefault(sample.dataset, set()).add(sample.shard)
+        for dataset, shard, _ in samples.tolist():
+            by_dataset.setdefault(dataset, set()).add(shard)
         return any([self.datasets[number].forget(shards) for number, shards in by_dataset.items()])
 
 

@@ -87,7 +87,7 @@ class Dataset:
         entry = self.index(shard)[row]
         return RawSample(bytes(entry["key"]).decode(), members, int(entry["bucket"]))
 
-    def columns(self, samples: Sequence[tuple[int, int]], numbers: Sequence[int]) -> list[Column]:
+    def columns(self, samples: Sequence[Sequence[int]], numbers: Sequence[int]) -> list[Column]:
         """Members that every sample has, where they lie: unchecked views.
 
         Args:
@@ -103,11 +103,6 @@ class Dataset:
         """
         opened = [self.open_shard(shard) for shard, _ in samples]
         places = [one.places[row].tolist() for one, (_, row) in zip(opened, samples, strict=True)]
-        for number in numbers:
-            for nth, (_, lengths, _) in enumerate(places):
-                if lengths[number] < 0:
-                    name, extension = self.name_of(*samples[nth]), self.manifest.members[number]
-                    raise CorruptShard(f"{name}: has no {extension}")
         windows, firsts = self._windows(samples, opened, places, numbers)
         return [self._column(samples, places, windows, firsts, number) for number in numbers]
 
@@ -153,7 +148,7 @@ class Dataset:
 
     def _column(
         self,
-        samples: Sequence[tuple[int, int]],
+        samples: Sequence[Sequence[int]],
         places: list[Any],
         windows: list[memoryview],
         firsts: list[int],
@@ -164,19 +159,24 @@ class Dataset:
             offsets[number] - first for (offsets, _, _), first in zip(places, firsts, strict=True)
         ]
         lengths = [lengths[number] for _, lengths, _ in places]
+        if (shortest := min(lengths)) < 0:
+            shard, row = samples[lengths.index(shortest)]
+            extension = self.manifest.members[number]
+            raise CorruptShard(f"{self.name_of(shard, row)}: has no {extension}")
         crc32s = [crc32s[number] for _, _, crc32s in places]
 
         def member(nth: int) -> Member:
             start, length = starts[nth], lengths[nth]
             content = windows[nth][start : start + length]
-            where = self.name_of(*samples[nth], self.manifest.members[number])
+            shard, row = samples[nth]
+            where = self.name_of(shard, row, self.manifest.members[number])
             return Member(content, start + firsts[nth], length, crc32s[nth], where)
 
         return Column(windows, starts, lengths, crc32s, member)
 
     def _windows(
         self,
-        samples: Sequence[tuple[int, int]],
+        samples: Sequence[Sequence[int]],
         opened: Sequence[OpenShard],
         places: list[Any],
         numbers: Sequence[int],
@@ -189,12 +189,15 @@ class Dataset:
         for i, one in enumerate(opened):
             if one.content is None:
                 offsets, lengths, _ = places[i]
-                firsts[i] = min((offsets[n] for n in numbers), default=0)
-                end = max((offsets[n] + lengths[n] for n in numbers), default=0)
+                there = [n for n in numbers if lengths[n] >= 0]
+                firsts[i] = min((offsets[n] for n in there), default=0)
+                end = max((offsets[n] + lengths[n] for n in there), default=0)
                 tar = self.manifest.shards[samples[i][0]].tar
                 spans[i] = Span(tar, firsts[i], end - firsts[i])
         fetched = dict(zip(spans, self._fetch(list(spans.values())), strict=True))
-        windows = [one.content or fetched[i] for i, one in enumerate(opened)]
+        windows = [
+            fetched[i] if one.content is None else one.content for i, one in enumerate(opened)
+        ]
         return windows, firsts
 
     def _fetch(self, spans: Sequence[Span]) -> list[memoryview]:
