@@ -56,6 +56,11 @@ class SeaweedFS:
         return f"http://127.0.0.1:{self.ports[0]}"
 
     @property
+    def web_url(self) -> str:
+        """Where plain HTTP finds all buckets, below `buckets/`."""
+        return f"http://127.0.0.1:{self.ports[2]}"
+
+    @property
     def environment(self) -> dict[str, str]:
         """What makes every AWS client of this process and its children use this server."""
         return {"AWS_ENDPOINT_URL": self.endpoint_url, **_CREDENTIALS}
@@ -72,8 +77,13 @@ class SeaweedFS:
                 socket_file.unlink(missing_ok=True)
 
 
-def start_seaweedfs(folder: Path) -> SeaweedFS:
+def start_seaweedfs(folder: Path, memory: str = "256MiB") -> SeaweedFS:
     """Starts a server that keeps its data and its log in `folder`; returns once it serves.
+
+    Args:
+        folder: Empty.
+        memory: What the server tries to stay within; without it, it keeps some 700 MB after one
+            object of 100 MB.
 
     Raises:
         RuntimeError: The server ended, or did not serve in time; with the end of its log.
@@ -81,8 +91,7 @@ def start_seaweedfs(folder: Path) -> SeaweedFS:
     data, log = folder / "data", folder / "weed.log"
     data.mkdir()
     ports = free_ports(len(_PORT_FLAGS))
-    # Without the limit the server keeps some 700 MB after one object of 100 MB.
-    environment = {**_CREDENTIALS, "GOMEMLIMIT": "256MiB"}
+    environment = {**_CREDENTIALS, "GOMEMLIMIT": memory}
     process = start_process(_command(data, ports), log, environment)
     server = SeaweedFS(process, ports)
     try:

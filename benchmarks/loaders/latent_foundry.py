@@ -1,0 +1,62 @@
+"""Latent Foundry; `--workers` is `data.threads`."""
+
+import argparse
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from benchmarks.loaders.payload import BATCH, SAMPLES, SHAPES, SHARD_BYTES, sample_bytes, samples
+from benchmarks.loaders.runner import main
+from conf.groups import DataConfig
+from data.arrays import dump_array
+from data.collate import latent_batch
+from data.corpus import open_corpus
+from data.loader import Loader
+from data.manifest import EMPTY_TEXT, LatentSpec, Manifest, TextSpec, sha256
+from data.sample import META, MOMENTS, TEXT, RawSample
+from data.shard import begin_dataset, commit_dataset, commit_shard
+from data.storage import open_prefix
+
+
+def write(folder: Path, options: argparse.Namespace) -> None:
+    out = open_prefix(str(folder), "out")
+    begin_dataset(out, {"kind": "latents"})
+    each = SHARD_BYTES // sample_bytes(options.kind)
+    numbered, entries = samples(options.kind), []
+    while some := [_sample(*one) for one in islice(numbered, each)]:
+        name = f"{len(entries):05d}"
+        entries.append(commit_shard(out, name, some, (MOMENTS, TEXT, META), 1))
+    (channels, side, _), (tokens, width) = SHAPES[options.kind]
+    empty = dump_array(next(samples(options.kind))[2])
+    out.write(EMPTY_TEXT, empty)
+    ones = (1.0,) * (channels // 2)
+    manifest = Manifest(
+        kind="latents",
+        buckets=((8 * side, 8 * side),),
+        members=(MOMENTS, TEXT, META),
+        shards=tuple(entry.shard for entry in entries),
+        identity="of a benchmark",
+        settings={},
+        latents=LatentSpec(channels // 2, side, 8, "float16", "none", *[ones] * 4),
+        text=TextSpec("none", width, tokens, "float16", sha256(empty)),
+    )
+    commit_dataset(out, manifest)
+
+
+def _sample(number: int, moments: Any, text: Any) -> RawSample:
+    members = {MOMENTS: dump_array(moments), TEXT: dump_array(text), META: b"{}"}
+    return RawSample(f"{number:08d}", members)
+
+
+def epochs(place: str, options: argparse.Namespace) -> Any:
+    config = DataConfig(url=place, local_cache=options.cache or None)
+    batch = BATCH * options.ranks
+    corpus = open_corpus(config, "latents", batch)
+    threads = options.workers or config.threads
+    loader = Loader(corpus, latent_batch, batch, BATCH, options.rank, options.ranks, threads)
+    while True:
+        yield ((one.moments, one.text) for one in islice(loader, SAMPLES[options.kind] // batch))
+
+
+if __name__ == "__main__":
+    main(write, epochs)
