@@ -23,7 +23,15 @@ from data.sample import CAPTION, IMAGE_EXTENSIONS, META
 from data.shard import ShardEntry, TarFile, commit_index
 from data.sift import Skipped, left_out_by, skip_bad
 from data.sources.base import BAD_IMAGE, BadSample, text_of
-from data.sources.tars import Place, checked, members_of, refusing_damage, require_end, with_member
+from data.sources.tars import (
+    Header,
+    Place,
+    checked,
+    members_of,
+    refusing_damage,
+    require_end,
+    with_member,
+)
 from data.sources.webdataset import caption_member, meta_member
 from data.storage import Prefix, open_prefix
 from data.tar import index_dtype
@@ -95,7 +103,9 @@ def read_through(source: WebDatasetSource, tar: str) -> tuple[TarFile, list[Samp
     # As a stream, tarfile only asks for what comes next.
     with (
         refusing_damage(prefix, tar),
-        tarfile.open(fileobj=cast(Any, passing), mode="r|", bufsize=2**18) as archive,
+        tarfile.open(
+            fileobj=cast(Any, passing), mode="r|", bufsize=2**18, tarinfo=Header
+        ) as archive,
     ):
         for item, stem, extension in members_of(archive, prefix, tar):
             sample = samples.setdefault(stem, Sample(Place(tar, stem)))

@@ -55,13 +55,13 @@ def pad_arrays(
     """
     headers = [_header(member) for member in members]
     dtypes, shapes = zip(*map(_parse, headers), strict=True)
-    dtype, width = dtypes[0], shapes[0][-1]
-    if set(dtypes) != {dtype} or any(len(s) != 2 or s[1] != width for s in shapes):
+    dtype, width = dtypes[0], shapes[0][-1:]
+    if set(dtypes) != {dtype} or any(len(s) != 2 or s[1:] != width for s in shapes):
         raise _odd_one(members, headers)
     lengths = np.array([length for length, _ in shapes])
     longest = int(lengths.max())
-    batch = np.empty((len(members), longest, width), dtype=dtype)
-    size_of_one = width * dtype.itemsize
+    batch = np.empty((len(members), longest, *width), dtype=dtype)
+    size_of_one = width[0] * dtype.itemsize
     for i, (member, header, target) in enumerate(
         zip(members, headers, _as_bytes(batch), strict=True)
     ):
@@ -92,7 +92,8 @@ def _parse(header: bytes) -> tuple[np.dtype[Any], tuple[int, ...]]:
         ValueError: It is no header that `dump_array` writes for floats.
     """
     dtype, shape, fortran_order, start = parse_header(header)
-    if start != HEADER_BYTES or fortran_order or dtype.str not in FLOATS:
+    empty = 0 in shape  # of none, another side may be as long as it likes
+    if start != HEADER_BYTES or fortran_order or dtype.str not in FLOATS or empty:
         raise ValueError("no header of ours")
     return dtype, shape
 

@@ -66,7 +66,7 @@ def _require_small(image: Image.Image) -> None:
 def _orientation(image: Image.Image) -> int:
     """How the camera was held, by EXIF's numbers; 1 is upright."""
     found = image.getexif().get(ExifTags.Base.Orientation)
-    return found if found in range(1, 9) else 1
+    return found if isinstance(found, int) and 1 <= found <= 8 else 1
 
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:

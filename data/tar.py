@@ -30,6 +30,11 @@ def index_dtype(key_bytes: int, num_members: int) -> np.dtype[Any]:
     )
 
 
+def key_of(row: Any) -> str:
+    """The key in a row of an index, which may hold any bytes."""
+    return bytes(row["key"]).decode(errors="backslashreplace")
+
+
 def write_tar(samples: Iterable[RawSample]) -> bytes:
     """A tar whose bytes depend on the samples alone: fixed times, owner and mode.
 
