@@ -13,10 +13,17 @@ FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_PIXELS = 50_000_000
 MAX_PIXELS_HELD = 25_000_000
 MAX_BYTES = 64 * 2**20
+# Each scan of a progressive JPEG, however short, is a pass over all pixels; ten are usual.
+MAX_SCANS = 100
+SCAN = b"\xff\xda"
 BAND = 256  # rows that are converted at once
 UNKNOWN = "is no PNG, JPEG or WebP, or its header is damaged"
 PNG_ORIENTATION = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
 ON_ITS_SIDE = (5, 6, 7, 8)  # EXIF's orientations that swap height and width
+
+
+# Pillow's own limit is higher than ours, and first of all a warning on the screen.
+Image.MAX_IMAGE_PIXELS = None
 
 
 class BadImage(Exception):
@@ -41,6 +48,7 @@ def decode_image(content: bytes) -> NDArray[np.uint8]:
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             _require_small(image)
+            _require_few_scans(image, content)
             image.load()
             upright = np.empty((*_upright_size(image), 3), dtype=np.uint8)
             held = _as_held(upright, _orientation(image))
@@ -61,6 +69,12 @@ def _require_small(image: Image.Image) -> None:
     most = MAX_PIXELS_HELD if held else MAX_PIXELS
     if image.width * image.height > most:
         raise BadImage(f"{image.width}x{image.height} pixels; the most is {most:,}")
+
+
+def _require_few_scans(image: Image.Image, content: bytes) -> None:
+    # The mark of a scan may also be part of a profile, or of a film behind the picture.
+    if "progressive" in image.info and content.count(SCAN) > MAX_SCANS + len(content) // 2**15:
+        raise BadImage(f"more than {MAX_SCANS} scans")
 
 
 def _orientation(image: Image.Image) -> int:
