@@ -1,10 +1,13 @@
 """What an animal of the zoo is, and what its neighbours are."""
 
+import io
 import pickle
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from tests.helpers.tars import PNG
 
@@ -48,6 +51,13 @@ class Trap:
 
 PICKLE = pickle.dumps(Trap())
 CODE = b"open('canary', 'w').close()\n"
+
+
+def pickled_array() -> bytes:
+    """An .npy file of objects."""
+    buffer = io.BytesIO()
+    np.save(buffer, np.array([Trap()], dtype=object))
+    return buffer.getvalue()
 
 
 def secret_of(folder: Path) -> Path:

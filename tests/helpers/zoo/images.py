@@ -82,7 +82,9 @@ LAUGHS = b"<!DOCTYPE a [" + b"".join(
     b'<!ENTITY l%d "%s">' % (i + 1, b"&l%d;" % i * 10) for i in range(9)
 )
 SVG = LAUGHS + b"]><svg><script>1</script><image href='file:///etc/passwd'/>&l9;</svg>"
-EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(%pipe%touch canary) (w) file"
+EPS = (
+    b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(%pipe%touch canary) (w) file"
+)
 
 Builder = Callable[[], bytes]
 # Name, what makes the file, and the words of the refusal; none where the image is read.
@@ -127,8 +129,12 @@ IMAGES: list[tuple[str, str, Builder, str]] = [
         lambda: with_chunk(chunk(b"zTXt", b"a\0\0" + deflated(10**6)) * 99),
         "large|memory",
     ),
-    ("a colour profile bomb", "png", lambda: with_chunk(
-        chunk(b"iCCP", b"a\0\0" + deflated(10**8))), "large|"),
+    (
+        "a colour profile bomb",
+        "png",
+        lambda: with_chunk(chunk(b"iCCP", b"a\0\0" + deflated(10**8))),
+        "large|",
+    ),
     ("scans without end", "jpg", many_scans, "scans"),
     ("a gif as jpg", "jpg", lambda: encode(RED, "GIF"), "is no PNG"),
     ("an animated gif", "webp", lambda: animated("GIF", 3000), "is no PNG"),
@@ -141,12 +147,28 @@ IMAGES: list[tuple[str, str, Builder, str]] = [
     ("a jpeg as png", "png", lambda: encode(RED, "JPEG"), ""),
     ("an animated png", "png", lambda: animated("PNG", 2000), ""),
     ("an animated webp", "webp", lambda: animated("WEBP", 1000), ""),
-    ("xmp that laughs", "png", lambda: with_chunk(
-        chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + LAUGHS)), ""),
-    ("the largest png", "png", lambda: turned(
-        "RGBA", most(MAX_PIXELS), "PNG", compress_level=1), ""),
-    ("the largest jpeg", "jpg", lambda: turned(
-        "CMYK", most(MAX_PIXELS_HELD), "JPEG", progressive=True), ""),
-    ("the largest webp", "webp", lambda: turned(
-        "RGBA", most(MAX_PIXELS_HELD), "WEBP", lossless=True, method=0), ""),
+    (
+        "xmp that laughs",
+        "png",
+        lambda: with_chunk(chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + LAUGHS)),
+        "",
+    ),
+    (
+        "the largest png",
+        "png",
+        lambda: turned("RGBA", most(MAX_PIXELS), "PNG", compress_level=1),
+        "",
+    ),
+    (
+        "the largest jpeg",
+        "jpg",
+        lambda: turned("CMYK", most(MAX_PIXELS_HELD), "JPEG", progressive=True),
+        "",
+    ),
+    (
+        "the largest webp",
+        "webp",
+        lambda: turned("RGBA", most(MAX_PIXELS_HELD), "WEBP", lossless=True, method=0),
+        "",
+    ),
 ]

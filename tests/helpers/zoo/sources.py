@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tests.helpers.tars import PNG
-from tests.helpers.zoo.animal import CODE, GOOD, PICKLE, SECRET, Animal, good_files, secret_of, sparse
+from tests.helpers.zoo.animal import CODE, GOOD, PICKLE, Animal, good_files, secret_of, sparse
 from tests.helpers.zoo.images import IMAGES
 
 # --- folders: each animal is the pair `bad`
@@ -24,8 +24,9 @@ def _folder(make: Callable[[Path], Any]) -> Callable[[Path], None]:
     return build
 
 
-def _pair(image: bytes | str = PNG[2], text: bytes = b"caption bad", key: str = "bad"):
-    """An image, or a link or pipe in its place, with a caption."""
+def _pair(
+    image: bytes = PNG[2], text: bytes = b"caption bad", key: str = "bad"
+) -> Callable[[Path], None]:
 
     def make(folder: Path) -> None:
         (folder / f"{key}.png").write_bytes(image)
@@ -169,11 +170,8 @@ _CELLS = (
 
 
 def tables() -> Iterator[Animal]:
-    def secret(cell: Any) -> Any:
-        return cell
-
     for name, cell, kind, says in _CELLS:
-        yield Animal(f"a cell of {name}", _row(image=secret(cell)), kind, says, path="t.jsonl")
+        yield Animal(f"a cell of {name}", _row(image=cell), kind, says, path="t.jsonl")
     bad, deep = "bad row", "[" * 100_000
     good = '"image":"good1.png","caption":"caption bad"'
     for name, build, *expected in (
@@ -190,11 +188,21 @@ def tables() -> Iterator[Animal]:
         yield Animal(name, build, *expected, path="t.jsonl")
     for name, path, build, *expected in (
         ("a csv row too short", "t.csv", _file("t.csv", _HEAD + b"GOODa\n"), bad, "1 cells"),
-        ("a formula", "t.csv", _file("t.csv", _HEAD + b"GOODgood1.png,=cmd|'touch'!A0 caption bad\n"),
-         None, "", 1),
+        (
+            "a formula",
+            "t.csv",
+            _file("t.csv", _HEAD + b"GOODgood1.png,=cmd|'touch'!A0 caption bad\n"),
+            None,
+            "",
+            1,
+        ),
         ("parquet of nested bytes", "t.parquet", _parquet(pa.array(_BYTES, _STRUCT)), "no image"),
-        ("parquet of pickles", "t.parquet", _parquet(pa.array([PNG[0], PICKLE, PNG[1]])),
-         "bad image"),
+        (
+            "parquet of pickles",
+            "t.parquet",
+            _parquet(pa.array([PNG[0], PICKLE, PNG[1]])),
+            "bad image",
+        ),
     ):
         yield Animal(name, build, *expected, path=path)
     for name, path, build, says in (
@@ -204,12 +212,13 @@ def tables() -> Iterator[Animal]:
         ("a csv in Latin-1", "t.csv", _file("t.csv", _HEAD + b"GOOD\xe9,b\n"), "damaged"),
         ("a row of 1 GB", "t.jsonl", lambda f: sparse(f / "t.jsonl", 2**30, b"{"), "1,048,576"),
         ("a csv row of 1 GB", "t.csv", lambda f: sparse(f / "t.csv", 2**30, _HEAD), "1,048,576"),
-        ("parquet of noise", "t.parquet", _file("t.parquet", b"PAR1" + b"\xff" * 99 + b"PAR1"),
-         "damaged"),
+        (
+            "parquet of noise",
+            "t.parquet",
+            _file("t.parquet", b"PAR1" + b"\xff" * 99 + b"PAR1"),
+            "damaged",
+        ),
         ("a pickle as table", "t.pkl", _file("t.pkl", PICKLE), "is no table"),
         ("a pipe as table", "t.csv", lambda f: os.mkfifo(f / "t.csv"), "plain file"),
     ):
         yield Animal(name, build, says=says, code=2, path=path)
-
-
-assert SECRET
