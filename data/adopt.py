@@ -39,6 +39,7 @@ from data.tar import index_dtype
 MEMBERS = ("jpg", "jpeg", "png", "webp", CAPTION, META)
 APART = "members apart"
 PIECE = 2**24  # bytes of a tar that are read at once
+MOST_ENDS = 9  # times that a tar is read from its end on; tarfile would go on up to any place
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,15 +208,18 @@ class _Passing:
     def __init__(self, prefix: Prefix, tar: str) -> None:
         self.fetch: Callable[[int], bytes] = lambda at: prefix.read_range(tar, at, PIECE)
         self.piece = io.BytesIO()
-        self.bytes = 0
+        self.bytes = self.ends = 0
         self.sha256 = hashlib.sha256()
 
     def read(self, size: int) -> bytes:
         """At most `size` bytes; none at the end."""
         content = self.piece.read(size)
         if not content:
+            if self.ends > MOST_ENDS:
+                raise tarfile.ReadError("a member ends far behind the end")
             fetched = self.fetch(self.bytes)
             self.bytes += len(fetched)
+            self.ends += not fetched
             self.sha256.update(fetched)
             self.piece = io.BytesIO(fetched)
             content = self.piece.read(size)

@@ -1,12 +1,13 @@
 """Source `folder`: images with captions in .txt files of the same name beside them."""
 
+import json
 import os
 from pathlib import Path
 
 from conf.errors import UserError
 from conf.groups import FolderSource
 from data.image import MAX_BYTES
-from data.manifest import canonical_json, sha256
+from data.manifest import sha256
 from data.sample import IMAGE_EXTENSIONS, Pair
 from data.sources.base import (
     BAD_CAPTION,
@@ -45,7 +46,9 @@ def folder_source(config: FolderSource) -> Source:
                 )
 
     versions = [(name, files[name]) for names in sorted(images.values()) for name in names]
-    content = sha256(canonical_json(versions))
+    # A name on a disk may be no UTF-8.
+    words = json.dumps(versions, separators=(",", ":"), ensure_ascii=False)
+    content = sha256(words.encode(errors="surrogateescape"))
     settings = {"path": config.path, "count": len(images), "content": content}
     pairs = sorted((key, *names) for key, names in images.items())
     return Source(len(pairs), settings, lambda first, last: pairs[first:last])

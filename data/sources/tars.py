@@ -16,7 +16,14 @@ from conf.groups import WebDatasetSource
 from data.image import MAX_BYTES
 from data.manifest import canonical_json, sha256
 from data.sample import CAPTION, IMAGE_EXTENSIONS, META
-from data.sources.base import MAX_TEXT_BYTES, NO_CAPTION, NO_IMAGE, BadSource, safe_key
+from data.sources.base import (
+    MAX_TEXT_BYTES,
+    NO_CAPTION,
+    NO_IMAGE,
+    BadSource,
+    is_writable,
+    safe_key,
+)
 from data.storage import Prefix, open_prefix
 from data.tar import split_name
 
@@ -25,7 +32,7 @@ TWICE = "member twice"
 TOO_LARGE = "too large"
 MAX_NAME = 1024
 # Long names and the like; tarfile reads a header whole, whatever size it claims.
-MAX_EXTENDED_BYTES = 2**16
+MAX_EXTENDED_BYTES = 2**14
 EXTENDED = (
     tarfile.GNUTYPE_LONGNAME,
     tarfile.GNUTYPE_LONGLINK,
@@ -83,6 +90,9 @@ def list_tars(config: WebDatasetSource) -> Tars:
     prefix = open_prefix(config.path, "source.path")
     files = prefix.files()
     names = tuple(sorted(name for name in files if name.lower().endswith(".tar")))
+    for name in names:
+        if not is_writable(name):
+            raise damaged(prefix, name, "has a name that is no UTF-8")
     content = sha256(canonical_json([(name, files[name]) for name in names]))
     captions = {} if config.caption_field is None else {"caption_field": config.caption_field}
     settings = {"path": config.path, "tars": len(names), "content": content, **captions}
@@ -94,6 +104,8 @@ def refusing_damage(prefix: Prefix, tar: str) -> Iterator[None]:
     """Turn what tarfile says of a damaged tar into a BadSource."""
     try:
         yield
+    except FileNotFoundError as error:
+        raise damaged(prefix, tar, "is not there, or a link to nowhere") from error
     except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
         raise damaged(prefix, tar, f"is not a whole tar ({error})") from error
 

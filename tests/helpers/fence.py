@@ -59,11 +59,13 @@ class Fence:
         if event == "open" and (arguments[2] or 0) & WRITING:
             paths = [arguments[0]]
         for path in paths:
-            if not isinstance(path, int) and not self._is_allowed(os.fsdecode(path)):
+            folder = arguments[-1] if event in ("os.remove", "os.rmdir", "os.mkdir") else -1
+            place = f"/proc/self/fd/{folder}" if folder >= 0 else ""  # of a name within a folder
+            if not isinstance(path, int) and not self._is_allowed(place, os.fsdecode(path)):
                 self._stop(event, arguments)
 
-    def _is_allowed(self, path: str) -> bool:
-        whole = os.path.realpath(path)
+    def _is_allowed(self, place: str, path: str) -> bool:
+        whole = os.path.realpath(Path(place, path))
         return path == os.devnull or any(Path(whole).is_relative_to(f) for f in self.folders)
 
     def _stop(self, event: str, arguments: tuple[Any, ...]) -> None:

@@ -206,7 +206,7 @@ def tables() -> Iterator[Animal]:
     ):
         yield Animal(name, build, *expected, path=path)
     for name, path, build, says in (
-        ("a field that laughs", "t.csv", _file("t.csv", _HEAD + b'"' + b"ha" * 10**6), "limit"),
+        ("a field that laughs", "t.csv", _file("t.csv", _HEAD + b'"' + b"ha\n" * 10**6), "limit"),
         ("a quote that never ends", "t.csv", _file("t.csv", _HEAD + b'GOOD"a'), "damaged"),
         ("NUL in a csv", "t.csv", _file("t.csv", _HEAD + b"GOODa\0,b\n"), "."),
         ("a csv in Latin-1", "t.csv", _file("t.csv", _HEAD + b"GOOD\xe9,b\n"), "damaged"),
