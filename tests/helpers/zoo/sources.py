@@ -135,6 +135,7 @@ def _file(name: str, content: bytes) -> Callable[[Path], None]:
 
 def _parquet(images: pa.Array) -> Callable[[Path], None]:
     def build(folder: Path) -> None:
+        good_files(folder)
         captions = ["caption good1", "caption bad", "caption good2"]
         pq.write_table(pa.table({"image": images, "caption": captions}), folder / "t.parquet")
 
@@ -143,8 +144,9 @@ def _parquet(images: pa.Array) -> Callable[[Path], None]:
 
 _CSV = b"".join(f"{key}.png,caption {key}\n".encode() for key in GOOD)
 _HEAD = b"image,caption\n"
-_STRUCT = pa.struct([("bytes", pa.list_(pa.binary())), ("path", pa.string())])
-_BYTES = [{"bytes": [content], "path": None} for content in (PNG[0], PICKLE, PNG[1])]
+_STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+_PATHS = [{"path": "good1.png"}, {"path": "pipe:touch canary"}, {"bytes": PNG[1]}]
+_LISTS = [[PNG[0]], [PICKLE], [PNG[1]]]
 _CELLS = (
     ("../", "../secret/image.png", "bad image", "no path"),
     ("an absolute path", "SECRET/words.txt", "bad image", "is no PNG"),
@@ -187,6 +189,7 @@ def tables() -> Iterator[Animal]:
     ):
         yield Animal(name, build, *expected, path="t.jsonl")
     for name, path, build, *expected in (
+        ("NUL in a csv", "t.csv", _file("t.csv", _HEAD + b"GOODa\0,b\n"), "bad image"),
         ("a csv row too short", "t.csv", _file("t.csv", _HEAD + b"GOODa\n"), bad, "1 cells"),
         (
             "a formula",
@@ -196,7 +199,7 @@ def tables() -> Iterator[Animal]:
             "",
             1,
         ),
-        ("parquet of nested bytes", "t.parquet", _parquet(pa.array(_BYTES, _STRUCT)), "no image"),
+        ("parquet of a path", "t.parquet", _parquet(pa.array(_PATHS, _STRUCT)), "no image"),
         (
             "parquet of pickles",
             "t.parquet",
@@ -208,7 +211,7 @@ def tables() -> Iterator[Animal]:
     for name, path, build, says in (
         ("a field that laughs", "t.csv", _file("t.csv", _HEAD + b'"' + b"ha\n" * 10**6), "limit"),
         ("a quote that never ends", "t.csv", _file("t.csv", _HEAD + b'GOOD"a'), "damaged"),
-        ("NUL in a csv", "t.csv", _file("t.csv", _HEAD + b"GOODa\0,b\n"), "."),
+        ("parquet of nested bytes", "t.parquet", _parquet(pa.array(_LISTS)), "no image 3"),
         ("a csv in Latin-1", "t.csv", _file("t.csv", _HEAD + b"GOOD\xe9,b\n"), "damaged"),
         ("a row of 1 GB", "t.jsonl", lambda f: sparse(f / "t.jsonl", 2**30, b"{"), "1,048,576"),
         ("a csv row of 1 GB", "t.csv", lambda f: sparse(f / "t.csv", 2**30, _HEAD), "1,048,576"),
