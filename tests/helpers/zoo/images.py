@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from PIL import Image
 
-from data.image import MAX_PIXELS, MAX_PIXELS_HELD
+from data.image import MAX_BYTES, MAX_PIXELS, MAX_PIXELS_HELD
 from tests.helpers.tars import PNG
 from tests.helpers.zoo.animal import PICKLE
 
@@ -71,6 +71,11 @@ def turned(mode: str, side: int, format: str, **options) -> bytes:
     exif = Image.Exif()
     exif[0x0112] = 6
     return encode(Image.new(mode, (side, side)), format, exif=exif.tobytes(), **options)
+
+
+def full(content: bytes) -> bytes:
+    """A PNG with as many bytes as a file may have, nearly all of them in a chunk of nobody's."""
+    return content[:33] + chunk(b"ruBB", bytes(MAX_BYTES - 12 - len(content))) + content[33:]
 
 
 def most(pixels: int) -> int:
@@ -156,7 +161,7 @@ IMAGES: list[tuple[str, str, Builder, str]] = [
     (
         "the largest png",
         "png",
-        lambda: turned("RGBA", most(MAX_PIXELS), "PNG", compress_level=1),
+        lambda: full(turned("RGBA", most(MAX_PIXELS), "PNG", compress_level=1)),
         "",
     ),
     (
