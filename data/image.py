@@ -8,11 +8,12 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 FORMATS = ("PNG", "JPEG", "WEBP")
-# With these an image is decoded and cut within 400 MB: 7 bytes a pixel, and 16 where the decoder
-# holds the picture several times.
 MAX_PIXELS = 50_000_000
-MAX_PIXELS_HELD = 25_000_000
+MAX_PIXELS_HELD = 25_000_000  # of a decoder that holds the picture several times
 MAX_BYTES = 64 * 2**20
+# What decoding and cutting may take: the file twice, and so many bytes a pixel.
+MAX_MEMORY = 420_000_000
+BYTES_PER_PIXEL, BYTES_PER_PIXEL_HELD = 7, 16
 # Each scan of a progressive JPEG, however short, is a pass over all pixels; ten are usual.
 MAX_SCANS = 100
 SCAN = b"\xff\xda"
@@ -47,7 +48,7 @@ def decode_image(content: bytes) -> NDArray[np.uint8]:
         raise BadImage(f"more than {MAX_BYTES:,} bytes")
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            _require_small(image)
+            _require_small(image, len(content))
             _require_few_scans(image, content)
             image.load()
             upright = np.empty((*_upright_size(image), 3), dtype=np.uint8)
@@ -64,11 +65,16 @@ def decode_image(content: bytes) -> NDArray[np.uint8]:
         raise BadImage(str(error)) from error
 
 
-def _require_small(image: Image.Image) -> None:
+def _require_small(image: Image.Image, num_bytes: int) -> None:
     held = image.format == "WEBP" or "progressive" in image.info
     most = MAX_PIXELS_HELD if held else MAX_PIXELS
-    if image.width * image.height > most:
+    pixels = image.width * image.height
+    if pixels > most:
         raise BadImage(f"{image.width}x{image.height} pixels; the most is {most:,}")
+    memory = 2 * num_bytes + pixels * (BYTES_PER_PIXEL_HELD if held else BYTES_PER_PIXEL)
+    if memory > MAX_MEMORY:
+        size = f"{image.width}x{image.height} pixels in {num_bytes:,} bytes"
+        raise BadImage(f"{size} take {memory:,} to decode; the most is {MAX_MEMORY:,}")
 
 
 def _require_few_scans(image: Image.Image, content: bytes) -> None:
@@ -130,7 +136,7 @@ def read_size(content: bytes) -> tuple[int, int]:
         raise BadImage(f"more than {MAX_BYTES:,} bytes")
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            _require_small(image)
+            _require_small(image, len(content))
             # Pillow looks for a PNG's orientation behind the pixels, and decodes them to get there.
             may_be_turned = image.format != "PNG" or any(m in content for m in PNG_ORIENTATION)
             return _upright_size(image) if may_be_turned else (image.height, image.width)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from PIL import Image
 
-from data.image import MAX_BYTES, MAX_PIXELS, MAX_PIXELS_HELD
+from data.image import BYTES_PER_PIXEL, MAX_BYTES, MAX_MEMORY, MAX_PIXELS, MAX_PIXELS_HELD
 from tests.helpers.tars import PNG
 from tests.helpers.zoo.animal import PICKLE
 
@@ -73,9 +73,16 @@ def turned(mode: str, side: int, format: str, **options) -> bytes:
     return encode(Image.new(mode, (side, side)), format, exif=exif.tobytes(), **options)
 
 
-def full(content: bytes) -> bytes:
-    """A PNG with as many bytes as a file may have, nearly all of them in a chunk of nobody's."""
-    return content[:33] + chunk(b"ruBB", bytes(MAX_BYTES - 12 - len(content))) + content[33:]
+def full(content: bytes, size: int) -> bytes:
+    """A PNG of so many bytes, nearly all of them in a chunk of nobody's."""
+    return content[:33] + chunk(b"ruBB", bytes(size - 12 - len(content))) + content[33:]
+
+
+def fullest() -> bytes:
+    """A PNG that takes all the memory that one may take."""
+    side = most(MAX_PIXELS)
+    room = (MAX_MEMORY - BYTES_PER_PIXEL * side * side) // 2
+    return full(turned("RGBA", side, "PNG", compress_level=1), room)
 
 
 def most(pixels: int) -> int:
@@ -149,6 +156,12 @@ IMAGES: list[tuple[str, str, Builder, str]] = [
     ("postscript that runs", "png", lambda: EPS, "is no PNG"),
     ("a pickle as png", "png", lambda: PICKLE, "is no PNG"),
     ("a file of too many bytes", "png", lambda: PNG[3] + bytes(2**26), "more than"),
+    (
+        "many pixels in many bytes",
+        "png",
+        lambda: full(png(7000, 7000, bits=8), MAX_BYTES),
+        "to decode; the most is 420,000,000",
+    ),
     ("a jpeg as png", "png", lambda: encode(RED, "JPEG"), ""),
     ("an animated png", "png", lambda: animated("PNG", 2000), ""),
     ("an animated webp", "webp", lambda: animated("WEBP", 1000), ""),
@@ -161,7 +174,7 @@ IMAGES: list[tuple[str, str, Builder, str]] = [
     (
         "the largest png",
         "png",
-        lambda: full(turned("RGBA", most(MAX_PIXELS), "PNG", compress_level=1)),
+        fullest,
         "",
     ),
     (
