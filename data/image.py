@@ -9,10 +9,10 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_PIXELS = 50_000_000
-MAX_PIXELS_HELD = 25_000_000  # of a decoder that holds the picture several times
+MAX_PIXELS_HELD = 24_500_000  # of a decoder that holds the picture several times
 MAX_BYTES = 64 * 2**20
 # What decoding and cutting may take: the file twice, and so many bytes a pixel.
-MAX_MEMORY = 420_000_000
+MAX_MEMORY = 400_000_000
 BYTES_PER_PIXEL, BYTES_PER_PIXEL_HELD = 7, 16
 # Each scan of a progressive JPEG, however short, is a pass over all pixels; ten are usual.
 MAX_SCANS = 100

@@ -93,7 +93,7 @@ def peak_megabytes() -> int:
     """Peak resident memory of this process."""
     with open("/proc/self/status") as status:  # noqa: PTH123
         (line,) = (line for line in status if line.startswith("VmHWM"))
-    return int(line.split()[1]) // 1024
+    return int(line.split()[1]) * 1024 // 1_000_000
 
 
 def run_job(arguments: list[str]) -> dict[str, Any]:
