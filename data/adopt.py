@@ -23,7 +23,15 @@ from data.sample import CAPTION, IMAGE_EXTENSIONS, META
 from data.shard import ShardEntry, TarFile, commit_index
 from data.sift import Skipped, left_out_by, skip_bad
 from data.sources.base import BAD_IMAGE, BadSample, text_of
-from data.sources.tars import Place, checked, members_of, refusing_damage, require_end, with_member
+from data.sources.tars import (
+    Header,
+    Place,
+    checked,
+    members_of,
+    refusing_damage,
+    require_end,
+    with_member,
+)
 from data.sources.webdataset import caption_member, meta_member
 from data.storage import Prefix, open_prefix
 from data.tar import index_dtype
@@ -31,6 +39,7 @@ from data.tar import index_dtype
 MEMBERS = ("jpg", "jpeg", "png", "webp", CAPTION, META)
 APART = "members apart"
 PIECE = 2**24  # bytes of a tar that are read at once
+MOST_ENDS = 9  # times that a tar is read from its end on; tarfile would go on up to any place
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +104,9 @@ def read_through(source: WebDatasetSource, tar: str) -> tuple[TarFile, list[Samp
     # As a stream, tarfile only asks for what comes next.
     with (
         refusing_damage(prefix, tar),
-        tarfile.open(fileobj=cast(Any, passing), mode="r|", bufsize=2**18) as archive,
+        tarfile.open(
+            fileobj=cast(Any, passing), mode="r|", bufsize=2**18, tarinfo=Header
+        ) as archive,
     ):
         for item, stem, extension in members_of(archive, prefix, tar):
             sample = samples.setdefault(stem, Sample(Place(tar, stem)))
@@ -197,15 +208,18 @@ class _Passing:
     def __init__(self, prefix: Prefix, tar: str) -> None:
         self.fetch: Callable[[int], bytes] = lambda at: prefix.read_range(tar, at, PIECE)
         self.piece = io.BytesIO()
-        self.bytes = 0
+        self.bytes = self.ends = 0
         self.sha256 = hashlib.sha256()
 
     def read(self, size: int) -> bytes:
         """At most `size` bytes; none at the end."""
         content = self.piece.read(size)
         if not content:
+            if self.ends > MOST_ENDS:
+                raise tarfile.ReadError("a member ends far behind the end")
             fetched = self.fetch(self.bytes)
             self.bytes += len(fetched)
+            self.ends += not fetched
             self.sha256.update(fetched)
             self.piece = io.BytesIO(fetched)
             content = self.piece.read(size)

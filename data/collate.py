@@ -20,9 +20,9 @@ from data.sample import (
     LatentBatch,
     RawSample,
 )
-from data.say import say
+from data.say import one_line, say
 from data.stream import Dataset
-from data.tar import Column
+from data.tar import Column, CorruptShard
 
 # The share of bad images is judged over at least so many, or the first bad one would be too many.
 FEWEST_JUDGED = 1000
@@ -110,7 +110,7 @@ class ImageCollator:
                 "make the dataset again without them, or allow a larger share",
             )
         if new:
-            say(f"data: another image is read in the place of a bad one: {where}")
+            say(one_line(f"data: another image is read in the place of a bad one: {where}"))
 
 
 def image_of(sample: RawSample) -> NDArray[np.uint8]:
@@ -126,12 +126,29 @@ def image_of(sample: RawSample) -> NDArray[np.uint8]:
 
 
 def caption_of(sample: RawSample, dataset: Dataset) -> str:
-    """The caption of a raw sample, from its text or from the json field that its dataset names."""
+    """The caption of a raw sample, from its text or from the json field that its dataset names.
+
+    Raises:
+        CorruptShard: It has none there.
+    """
     field = dataset.manifest.settings.get("caption_field")
-    return str(meta_of(sample)[field]) if field else sample.members[CAPTION].decode()
+    try:
+        return str(meta_of(sample)[field]) if field else sample.members[CAPTION].decode()
+    except (KeyError, UnicodeDecodeError) as error:
+        raise CorruptShard(f"{dataset.prefix.url}: {sample.key}: has no caption") from error
 
 
 def meta_of(sample: RawSample) -> dict[str, object]:
-    """The JSON member of a raw sample; empty if it has none."""
+    """The JSON member of a raw sample; empty if it has none.
+
+    Raises:
+        CorruptShard: It is no object.
+    """
     content = sample.members.get(META)
-    return dict(json.loads(content)) if content else {}
+    try:
+        found = json.loads(content) if content else {}
+    except (ValueError, RecursionError) as error:
+        raise CorruptShard(f"{sample.key}.{META}: is no JSON") from error
+    if not isinstance(found, dict):
+        raise CorruptShard(f"{sample.key}.{META}: is no JSON object")
+    return found

@@ -5,14 +5,26 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 FORMATS = ("PNG", "JPEG", "WEBP")
-MAX_PIXELS = 100_000_000
-MAX_BYTES = 128 * 2**20
+MAX_PIXELS = 50_000_000
+MAX_PIXELS_HELD = 24_500_000  # of a decoder that holds the picture several times
+MAX_BYTES = 64 * 2**20
+# What decoding and cutting may take: the file twice, and so many bytes a pixel.
+MAX_MEMORY = 400_000_000
+BYTES_PER_PIXEL, BYTES_PER_PIXEL_HELD = 7, 16
+# Each scan of a progressive JPEG, however short, is a pass over all pixels; ten are usual.
+MAX_SCANS = 100
+SCAN = b"\xff\xda"
+BAND = 256  # rows that are converted at once
 UNKNOWN = "is no PNG, JPEG or WebP, or its header is damaged"
 PNG_ORIENTATION = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
 ON_ITS_SIDE = (5, 6, 7, 8)  # EXIF's orientations that swap height and width
+
+
+# Pillow's own limit is higher than ours, and first of all a warning on the screen.
+Image.MAX_IMAGE_PIXELS = None
 
 
 class BadImage(Exception):
@@ -29,22 +41,22 @@ def decode_image(content: bytes) -> NDArray[np.uint8]:
         uint8, (H, W, 3).
 
     Raises:
-        BadImage: Another format, damaged, or more than `MAX_BYTES` or `MAX_PIXELS`. The reason is
-            the same in every run.
+        BadImage: Another format, damaged, or more than `MAX_BYTES` or `MAX_PIXELS`; of WebP and
+            progressive JPEG, more than `MAX_PIXELS_HELD`. The reason is the same in every run.
     """
     if len(content) > MAX_BYTES:
         raise BadImage(f"more than {MAX_BYTES:,} bytes")
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            _require_small(image)
+            _require_small(image, len(content))
+            _require_few_scans(image, content)
             image.load()
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode.startswith("I"):  # 16 bits: Pillow would clip, not scale
-                upright = _eight_bits(upright)
-            if upright.has_transparency_data:
-                rgba = upright.convert("RGBA")
-                upright = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-            return np.asarray(upright.convert("RGB"))
+            upright = np.empty((*_upright_size(image), 3), dtype=np.uint8)
+            held = _as_held(upright, _orientation(image))
+            for top in range(0, image.height, BAND):
+                bottom = min(top + BAND, image.height)
+                held[top:bottom] = _rgb(image.crop((0, top, image.width, bottom)))
+            return upright
     except BadImage:
         raise
     except UnidentifiedImageError as error:  # its own words hold an address in memory
@@ -53,9 +65,65 @@ def decode_image(content: bytes) -> NDArray[np.uint8]:
         raise BadImage(str(error)) from error
 
 
-def _require_small(image: Image.Image) -> None:
-    if image.width * image.height > MAX_PIXELS:
-        raise BadImage(f"{image.width}x{image.height} pixels; the most is {MAX_PIXELS:,}")
+def _require_small(image: Image.Image, num_bytes: int) -> None:
+    held = image.format == "WEBP" or "progressive" in image.info
+    most = MAX_PIXELS_HELD if held else MAX_PIXELS
+    pixels = image.width * image.height
+    if pixels > most:
+        raise BadImage(f"{image.width}x{image.height} pixels; the most is {most:,}")
+    memory = 2 * num_bytes + pixels * (BYTES_PER_PIXEL_HELD if held else BYTES_PER_PIXEL)
+    if memory > MAX_MEMORY:
+        size = f"{image.width}x{image.height} pixels in {num_bytes:,} bytes"
+        raise BadImage(f"{size} take {memory:,} to decode; the most is {MAX_MEMORY:,}")
+
+
+def _require_few_scans(image: Image.Image, content: bytes) -> None:
+    # The mark of a scan may also be part of a profile, or of a film behind the picture.
+    if "progressive" in image.info and content.count(SCAN) > MAX_SCANS + len(content) // 2**15:
+        raise BadImage(f"more than {MAX_SCANS} scans")
+
+
+def _orientation(image: Image.Image) -> int:
+    """How the camera was held, by EXIF's numbers; 1 is upright."""
+    found = image.getexif().get(ExifTags.Base.Orientation)
+    return found if isinstance(found, int) and 1 <= found <= 8 else 1
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    """Height and width of an image once it is upright."""
+    if _orientation(image) in ON_ITS_SIDE:
+        return image.width, image.height
+    return image.height, image.width
+
+
+def _as_held(upright: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """A view of an upright image as the camera held it."""
+    match orientation:
+        case 2:
+            return upright[:, ::-1]
+        case 3:
+            return upright[::-1, ::-1]
+        case 4:
+            return upright[::-1]
+        case 5:
+            return upright.transpose(1, 0, 2)
+        case 6:
+            return np.rot90(upright, 1)
+        case 7:
+            return upright[::-1, ::-1].transpose(1, 0, 2)
+        case 8:
+            return np.rot90(upright, -1)
+    return upright
+
+
+def _rgb(image: Image.Image) -> NDArray[np.uint8]:
+    """A piece of an image as RGB, transparency laid on white."""
+    if image.mode.startswith("I"):  # 16 bits: Pillow would clip, not scale
+        image = _eight_bits(image)
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    return np.asarray(image.convert("RGB"))
 
 
 def read_size(content: bytes) -> tuple[int, int]:
@@ -68,12 +136,10 @@ def read_size(content: bytes) -> tuple[int, int]:
         raise BadImage(f"more than {MAX_BYTES:,} bytes")
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            _require_small(image)
+            _require_small(image, len(content))
             # Pillow looks for a PNG's orientation behind the pixels, and decodes them to get there.
             may_be_turned = image.format != "PNG" or any(m in content for m in PNG_ORIENTATION)
-            if may_be_turned and image.getexif().get(ExifTags.Base.Orientation) in ON_ITS_SIDE:
-                return image.width, image.height
-            return image.height, image.width
+            return _upright_size(image) if may_be_turned else (image.height, image.width)
     except BadImage:
         raise
     except UnidentifiedImageError as error:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -11,6 +12,10 @@ from data.storage import Prefix
 
 FORMAT = 2
 NAME = "manifest.json"
+MAX_MANIFEST_BYTES = 2**26  # 150,000 shards
+MAX_INDEX_BYTES = 2**26
+MAX_SIDE = 2**16
+FLOATS = ("float16", "float32", "float64")
 
 
 def sha256(content: bytes) -> str:
@@ -176,14 +181,14 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
     """Read a manifest and check that it is whole.
 
     Raises:
-        UserError: It is no manifest, of a newer format, or its fingerprint is not that of its
-            content.
+        UserError: It is no manifest, of a newer format, says what cannot be, or its fingerprint is
+            not that of its content.
     """
     try:
         raw = json.loads(content)
         if raw["format"] != FORMAT:
             raise UserError(
-                where, f"has format {raw['format']}", f"this version reads format {FORMAT}"
+                where, f"has format {raw['format']!r:.20}", f"this version reads format {FORMAT}"
             )
         manifest = Manifest(
             kind=raw["kind"],
@@ -198,12 +203,87 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
             tars=raw["tars"],
             origins=raw["origins"],
         )
-        fingerprint = raw["fingerprint"]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(where, f"is no manifest ({error})", "make the dataset again") from error
-    if manifest.fingerprint != fingerprint:
+        _require_sound(manifest)
+        right = manifest.fingerprint == raw["fingerprint"]
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+        RecursionError,
+    ) as error:
+        wrong = f"is no manifest ({str(error)[:200]})"
+        raise UserError(where, wrong, "make the dataset again") from error
+    if not right:
         raise UserError(where, "was changed after it was written", "make the dataset again")
     return manifest
+
+
+def _require_sound(manifest: Manifest) -> None:
+    """Refuse what no command writes, for whoever made a dataset is not to be trusted.
+
+    Raises:
+        ValueError: A value is of another kind, or names what lies outside of the dataset.
+    """
+    words = (manifest.identity, *manifest.members)
+    hints = (manifest.parent, manifest.tars, manifest.settings.get("caption_field"))
+    sides = [side for bucket in manifest.buckets for side in bucket]
+    names = [name for shard in manifest.shards for name in (shard.name, shard.tar)]
+    _require(manifest.kind in ("images", "latents"), f"kind is {manifest.kind!r}")
+    _require(all(isinstance(word, str) for word in words), "names are no texts")
+    _require(all(isinstance(hint, str | None) for hint in hints), "hints are no texts")
+    _require(len({*manifest.members}) == len(manifest.members), "two members of one name")
+    _require(all(_is_count(side, MAX_SIDE) and side for side in sides), "buckets of no size")
+    _require(all(_is_inside(name) for name in names), "names that leave the dataset")
+    _require(len({*names}) == len({*names[::2]}) + len({*names[1::2]}) == len(names), "names twice")
+    least = 3 + 20 * len(manifest.members)  # bytes of a sample in the index
+    for shard in manifest.shards:
+        counts = (*shard.buckets, shard.bytes)
+        _require(all(_is_count(count) for count in counts), f"{shard.name!r} has no such counts")
+        _require(len(shard.buckets) == len(manifest.buckets), f"{shard.name!r} has other buckets")
+        fits = shard.samples * least <= MAX_INDEX_BYTES
+        _require(fits, f"{shard.name!r} has more samples than an index can have")
+        _require(_is_hash(shard.sha256) and _is_hash(shard.index_sha256), "hashes that are none")
+    if manifest.latents:
+        spec = manifest.latents
+        _require(all(map(_is_count, (spec.channels, spec.size))), "latents of no size")
+        _require(_is_count(spec.downsampling) and spec.downsampling > 0, "latents of no size")
+        _require(spec.dtype in FLOATS, "latents of no floats")
+    if manifest.text:
+        counted = (manifest.text.width, manifest.text.max_length)
+        _require(all(map(_is_count, counted)), "texts of no size")
+        _require(manifest.text.dtype in FLOATS, "texts of no floats")
+
+
+def _require(right: bool, wrong: str) -> None:
+    if not right:
+        raise ValueError(wrong)
+
+
+def _is_count(value: object, most: int = 2**62) -> bool:
+    return type(value) is int and 0 <= value <= most
+
+
+def _is_hash(value: object) -> bool:
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
+
+
+def _is_inside(name: object) -> bool:
+    """Whether a name can be that of a file in the dataset, or in a folder of it."""
+    if not isinstance(name, str) or not name or "\0" in name:
+        return False
+    return not name.startswith("/") and ".." not in name.split("/")
+
+
+def read_manifest(prefix: Prefix) -> Manifest:
+    """The manifest of a dataset of any kind.
+
+    Raises:
+        FileNotFoundError: There is no dataset.
+        UserError: As `parse_manifest`.
+    """
+    return parse_manifest(prefix.read(NAME, MAX_MANIFEST_BYTES), f"{prefix.url}/{NAME}")
 
 
 def load_manifest(prefix: Prefix, kind: str) -> Manifest:
@@ -213,14 +293,13 @@ def load_manifest(prefix: Prefix, kind: str) -> Manifest:
         UserError: There is no dataset, or one of another kind.
     """
     try:
-        content = prefix.read(NAME)
+        manifest = read_manifest(prefix)
     except FileNotFoundError:
         raise UserError(
             f"{prefix.setting}={prefix.url}",
             f"holds no dataset (there is no {NAME})",
             "give the `out` of a finished `ldm shard` or `ldm cache`",
         ) from None
-    manifest = parse_manifest(content, f"{prefix.url}/{NAME}")
     if kind not in ("any", manifest.kind):
         command = {"images": "shard", "latents": "cache"}[kind]
         raise UserError(

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from conf.errors import UserError
 from data import manifest
 from data.claim import claim
-from data.manifest import Manifest, Shard, canonical_json, parse_manifest, parse_shard, sha256
+from data.manifest import Manifest, Shard, canonical_json, parse_shard, read_manifest, sha256
 from data.sample import CAPTION, META, RawSample
 from data.storage import Prefix
 from data.tar import index_tar, write_tar
@@ -52,7 +52,7 @@ def begin_dataset(
         UserError: The prefix holds, finished or not, another dataset, or cannot be written.
     """
     try:
-        there = parse_manifest(out.read(manifest.NAME), f"{out.url}/{manifest.NAME}")
+        there = read_manifest(out)
     except FileNotFoundError:
         there = None
     if there and there.identity == sha256(canonical_json(settings)):
@@ -146,7 +146,7 @@ def commit_dataset(out: Prefix, finished: Manifest) -> None:
     try:
         out.create(manifest.NAME, finished.to_json())
     except FileExistsError:
-        there = parse_manifest(out.read(manifest.NAME), f"{out.url}/{manifest.NAME}")
+        there = read_manifest(out)
         if there.fingerprint != finished.fingerprint:
             raise UserError(
                 f"out={out.url}",

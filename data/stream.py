@@ -16,12 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.local_cache import LocalCache
-from data.manifest import Manifest, load_manifest, sha256
+from data.manifest import MAX_INDEX_BYTES, Manifest, load_manifest, sha256
 from data.npy import parse_npy
 from data.ranges import Span, read_spans
 from data.sample import RawSample
 from data.storage import Prefix, open_prefix
-from data.tar import Column, CorruptShard, Member, index_dtype
+from data.tar import Column, CorruptShard, Member, index_dtype, key_of
 
 T = TypeVar("T")
 OPEN_SHARDS = 64
@@ -85,7 +85,7 @@ class Dataset:
 
         members = twice(attempt, lambda: self.forget([shard]))
         entry = self.index(shard)[row]
-        return RawSample(bytes(entry["key"]).decode(), members, int(entry["bucket"]))
+        return RawSample(key_of(entry), members, int(entry["bucket"]))
 
     def columns(self, samples: Sequence[Sequence[int]], numbers: Sequence[int]) -> list[Column]:
         """Members that every sample has, where they lie: unchecked views.
@@ -108,7 +108,7 @@ class Dataset:
 
     def name_of(self, shard: int, row: int, extension: str | None = None) -> str:
         """A sample, or a member of it, in words."""
-        key = self.index(shard)["key"][row].decode()
+        key = key_of(self.index(shard)[row])
         tar = self.manifest.shards[shard].tar
         return f"{self.tars.url}/{tar}: {key}" + (f".{extension}" if extension else "")
 
@@ -227,17 +227,17 @@ class Dataset:
         return OpenShard(np.stack(columns, axis=1), None if mapped is None else memoryview(mapped))
 
     def _map(self, name: str) -> mmap.mmap | bytes:
-        with self.tars.errors("read"), Path(self.tars.path(name)).open("rb") as file:
-            try:
-                return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            except ValueError:  # an empty file cannot be mapped
+        with self.tars.errors("read"):
+            if not self.tars.require_plain(name):  # an empty file cannot be mapped
                 return b""
+            with Path(self.tars.path(name)).open("rb") as file:
+                return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
     def _load_index(self, shard: int) -> NDArray[np.void]:
         record = self.manifest.shards[shard]
         where = f"{self.prefix.url}/{record.index}"
         try:
-            content = self.prefix.read(record.index)
+            content = self.prefix.read(record.index, MAX_INDEX_BYTES)
         except FileNotFoundError:
             raise _missing(self.prefix, record.index) from None
         if sha256(content) != record.index_sha256:
@@ -247,8 +247,10 @@ class Dataset:
             key_bytes = index.dtype["key"].itemsize
         except (ValueError, KeyError) as error:
             raise CorruptShard(f"{where}: is no index ({error})") from error
-        if index.dtype != index_dtype(key_bytes, len(self.manifest.members)) or (
-            tuple(np.bincount(index["bucket"], minlength=len(self.manifest.buckets)))
+        if (
+            index.dtype != index_dtype(key_bytes, len(self.manifest.members))
+            or index.ndim != 1
+            or tuple(np.bincount(index["bucket"], minlength=len(self.manifest.buckets)))
             != record.buckets
         ):
             raise CorruptShard(f"{where}: does not fit the manifest")

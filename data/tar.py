@@ -30,14 +30,24 @@ def index_dtype(key_bytes: int, num_members: int) -> np.dtype[Any]:
     )
 
 
-def write_tar(samples: Iterable[RawSample]) -> bytes:
-    """A tar whose bytes depend on the samples alone: fixed times, owner and mode."""
-    from webdataset import TarWriter  # imports torch, which readers need not pay for
+def key_of(row: Any) -> str:
+    """The key in a row of an index, which may hold any bytes."""
+    return bytes(row["key"]).decode(errors="backslashreplace")
 
+
+def write_tar(samples: Iterable[RawSample]) -> bytes:
+    """A tar whose bytes depend on the samples alone: fixed times, owner and mode.
+
+    They are those of webdataset's TarWriter, whose package imports torch: 180 MB in each process.
+    """
     buffer = io.BytesIO()
-    with TarWriter(buffer, encoder=False, mtime=0, user="ldm", group="ldm") as writer:
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
         for sample in samples:
-            writer.write({"__key__": sample.key, **sample.members})
+            for extension, content in sorted(sample.members.items()):
+                item = tarfile.TarInfo(f"{sample.key}.{extension}")
+                item.size, item.mode = len(content), 0o444
+                item.uname = item.gname = "ldm"
+                archive.addfile(item, io.BytesIO(content))
     return buffer.getvalue()
 
 

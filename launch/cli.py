@@ -13,6 +13,7 @@ from rich.table import Table
 from conf.compose import compose_config, group_choices, settings_help
 from conf.errors import Preempted, RunError, UserError
 from conf.schema import COMMANDS
+from data.say import one_line
 from launch.local import (
     PREEMPTED_EXIT_CODE,
     die_with_parent,
@@ -109,7 +110,7 @@ def _handler(command: str) -> Callable[[Any], Any]:
 def _complain(line: str, code: int) -> int:
     """One line on standard error; a rank hands it to its launcher, which says it once for all."""
     if not leave_rank_error(line, code):
-        print(f"ldm: {line}", file=sys.stderr, flush=True)
+        print(f"ldm: {one_line(line)}", file=sys.stderr, flush=True)
     return code
 
 

@@ -11,6 +11,7 @@ from conf.errors import UserError
 from data.image import MAX_BYTES, BadImage, decode_image
 from data.manifest import canonical_json
 from data.sample import Pair
+from data.say import one_line
 from data.storage import Prefix
 
 BAD_IMAGE = "bad image"
@@ -19,6 +20,8 @@ NO_CAPTION = "no caption"
 BAD_CAPTION = "caption is no text"
 BAD_META = "bad json"
 REMEDY = "mend or remove it, or allow a max_bad_share"
+MAX_TEXT_BYTES = 2**20  # of a caption, a json or a row
+MAX_WORDS = 300  # characters of a message that come from the source
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,15 +69,15 @@ class BadSample(UserError):
     """
 
     def __init__(self, setting: str, where: str, kind: str, detail: str = "") -> None:
-        where, detail = _one_line(where), _one_line(detail)
+        where, detail = _short_line(where), _short_line(detail)
         super().__init__(setting, f"{where}: {detail or kind}", REMEDY)
         self.where, self.kind, self.detail = where, kind, detail
         self.args = (setting, where, kind, detail)  # so that it can be pickled
 
 
-def _one_line(text: str) -> str:
-    """Text that can be printed and written: names in tars and tables may hold anything."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+def _short_line(text: str) -> str:
+    line = one_line(text)
+    return line if len(line) <= MAX_WORDS else f"{line[:MAX_WORDS]}..."
 
 
 def image_of(content: bytes, setting: str, where: str) -> NDArray[np.uint8]:
@@ -101,13 +104,13 @@ def text_of(content: bytes, setting: str, where: str) -> str:
         raise BadSample(setting, where, BAD_CAPTION, str(error)) from error
 
 
-def read_capped(prefix: Prefix, name: str) -> bytes:
+def read_capped(prefix: Prefix, name: str, most: int = MAX_BYTES) -> bytes:
     """A file of an image; of one that is too large only what shows that.
 
     Raises:
         FileNotFoundError: There is none.
     """
-    return prefix.read_range(name, 0, MAX_BYTES + 1)
+    return prefix.read_range(name, 0, most + 1)
 
 
 def meta_of(found: Mapping[str, Any], key: str, image: NDArray[np.uint8]) -> dict[str, Any]:

@@ -38,7 +38,7 @@ KEY_DIGITS = 9
 # Links die one by one: none is waited for as a store of our own is.
 OF_A_LINK = Patience(limit=2.0)
 # What the system says of a name that can be no file's.
-NO_FILE = (errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
+NO_FILE = (errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.ENXIO)
 
 
 def table_source(config: TableSource) -> Source:

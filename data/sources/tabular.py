@@ -12,6 +12,7 @@ from itertools import accumulate
 from typing import Any
 
 from conf.errors import RunError, UserError
+from data.sources.base import MAX_TEXT_BYTES
 from data.storage import Prefix
 
 # Rows of a .jsonl that are looked at to learn its columns; a later one may lack some or have more.
@@ -21,6 +22,10 @@ PIECE = 2**24  # bytes of a table that are read at once
 
 class BadRow(Exception):
     """A row that is not one of its table; says why."""
+
+
+class LongRow(Exception):
+    """A row that is too long for any, so that its end is not looked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +83,8 @@ def open_table(prefix: Prefix, name: str) -> Table:
         return opener(prefix, name, prefix.version(name), where)
     except FileNotFoundError:
         raise UserError(where, "is not there", "give the URL of a table") from None
+    except LongRow as error:
+        raise UserError(where, f"has {error}", "give a table of texts and paths") from None
 
 
 def open_rows(prefix: Prefix, name: str, rows: Rows) -> Callable[[int], dict[str, Any]]:
@@ -106,6 +113,8 @@ def _lines(prefix: Prefix, name: str) -> Iterator[bytes]:
     while piece := prefix.read_range(name, start, PIECE):
         start += len(piece)
         *lines, rest = io.BytesIO(rest + piece)
+        if len(rest) > MAX_TEXT_BYTES:
+            raise LongRow(f"a row of more than {MAX_TEXT_BYTES:,} bytes")
         yield from lines
         if rest.endswith(b"\n"):
             yield rest
@@ -183,6 +192,8 @@ def json_object(content: bytes) -> dict[str, Any]:
     Raises:
         BadRow: It is none.
     """
+    if len(content) > MAX_TEXT_BYTES:
+        raise BadRow(f"has more than {MAX_TEXT_BYTES:,} bytes")
     try:
         text = content.decode("utf-8")
         value = json.loads(text, parse_constant=lambda _: None, parse_float=_finite)

@@ -10,20 +10,36 @@ import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Self
 
 from conf.groups import WebDatasetSource
 from data.image import MAX_BYTES
 from data.manifest import canonical_json, sha256
 from data.sample import CAPTION, IMAGE_EXTENSIONS, META
-from data.sources.base import NO_CAPTION, NO_IMAGE, BadSource, safe_key
+from data.sources.base import (
+    MAX_TEXT_BYTES,
+    NO_CAPTION,
+    NO_IMAGE,
+    BadSource,
+    is_writable,
+    safe_key,
+)
 from data.storage import Prefix, open_prefix
 from data.tar import split_name
 
 NOT_PLAIN = "not a plain file"
 TWICE = "member twice"
 TOO_LARGE = "too large"
-MAX_TEXT_BYTES = 2**24
+MAX_NAME = 1024
+# Long names and the like; tarfile reads a header whole, whatever size it claims.
+MAX_EXTENDED_BYTES = 2**14
+EXTENDED = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
 END_MARK = 1024
 
 
@@ -74,6 +90,9 @@ def list_tars(config: WebDatasetSource) -> Tars:
     prefix = open_prefix(config.path, "source.path")
     files = prefix.files()
     names = tuple(sorted(name for name in files if name.lower().endswith(".tar")))
+    for name in names:
+        if not is_writable(name):
+            raise damaged(prefix, name, "has a name that is no UTF-8")
     content = sha256(canonical_json([(name, files[name]) for name in names]))
     captions = {} if config.caption_field is None else {"caption_field": config.caption_field}
     settings = {"path": config.path, "tars": len(names), "content": content, **captions}
@@ -85,7 +104,9 @@ def refusing_damage(prefix: Prefix, tar: str) -> Iterator[None]:
     """Turn what tarfile says of a damaged tar into a BadSource."""
     try:
         yield
-    except (tarfile.TarError, UnicodeError, ValueError, OverflowError) as error:
+    except FileNotFoundError as error:
+        raise damaged(prefix, tar, "is not there, or a link to nowhere") from error
+    except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
         raise damaged(prefix, tar, f"is not a whole tar ({error})") from error
 
 
@@ -93,6 +114,18 @@ def damaged(prefix: Prefix, tar: str, wrong: str) -> BadSource:
     """The error that names a damaged tar."""
     setting = f"{prefix.setting}={prefix.url}"
     return BadSource(setting, f"{tar} {wrong}", "get it again, or remove it")
+
+
+class Header(tarfile.TarInfo):
+    """A member's header, read only if it is of a size that headers have."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        """A header from its block."""
+        item = super().frombuf(buf, encoding, errors)
+        if item.type in EXTENDED and not 0 <= item.size <= MAX_EXTENDED_BYTES:
+            raise tarfile.ReadError(f"an extended header of {item.size:,} bytes")
+        return item
 
 
 def members_of(
@@ -104,6 +137,8 @@ def members_of(
         BadSource: A header is damaged so that no reader could go on.
     """
     for item in archive:
+        # tarfile keeps all of them, and with each all that a global header says.
+        archive.members = []  # type: ignore[attr-defined]
         if item.size < 0:  # tarfile would go back, and round for ever
             raise damaged(prefix, tar, "has a member of a negative size")
         if not item.isdir():
@@ -131,7 +166,9 @@ def with_member(place: Place, item: tarfile.TarInfo, extension: str) -> Place:
     image = extension in IMAGE_EXTENSIONS
     what, most = ("image", MAX_BYTES) if image else (extension, MAX_TEXT_BYTES)
     fault: tuple[str, str] | None = None
-    if not item.isreg() or item.issparse():
+    if len(item.name) > MAX_NAME:
+        fault = (TOO_LARGE, f"has a name of {len(item.name):,} characters, above {MAX_NAME:,}")
+    elif not item.isreg() or item.issparse():
         fault = (NOT_PLAIN, f"{item.name!r} is a link, a device or the like")
     elif item.name.startswith("/") or ".." in item.name.split("/"):
         fault = (NOT_PLAIN, f"{item.name!r} leads out of its folder")

@@ -30,6 +30,7 @@ from data.sources.base import (
 )
 from data.sources.tabular import BadRow, json_object
 from data.sources.tars import (
+    Header,
     Place,
     Tars,
     checked,
@@ -72,7 +73,7 @@ def search_tar(config: WebDatasetSource, task: SearchTask) -> None:
         prefix.errors("read"),
         refusing_damage(prefix, tar),
         prefix.open(tar) as file,
-        tarfile.open(fileobj=file, mode="r:") as archive,
+        tarfile.open(fileobj=file, mode="r:", tarinfo=Header) as archive,
     ):
         for item, stem, extension in members_of(archive, prefix, tar):
             found[stem] = with_member(found.get(stem) or Place(tar, stem), item, extension)

@@ -11,7 +11,15 @@ from functools import partial
 from conf.errors import UserError
 from conf.schema import VerifyCommand
 from data.claim import claim
-from data.manifest import EMPTY_TEXT, NAME, canonical_json, load_manifest, sha256
+from data.image import MAX_BYTES
+from data.manifest import (
+    EMPTY_TEXT,
+    MAX_MANIFEST_BYTES,
+    NAME,
+    canonical_json,
+    load_manifest,
+    sha256,
+)
 from data.progress import progress
 from data.say import say
 from data.storage import Prefix, open_prefix
@@ -132,7 +140,7 @@ def _results(tasks: list[Task], threads: int) -> Iterator[tuple[Task, tuple[list
 
 def _manifest_faults(data: Checked) -> list[Fault]:
     """Whether the manifest has other bytes than those that say what it says."""
-    if data.prefix.read(NAME) == data.manifest.to_json():
+    if data.prefix.read(NAME, MAX_MANIFEST_BYTES) == data.manifest.to_json():
         return []
     return [Fault(NAME, "flipped", "is not spelt as it was written")]
 
@@ -143,7 +151,7 @@ def _empty_text_faults(data: Checked) -> list[Fault]:
     if spec is None:
         return []
     try:
-        content = data.prefix.read(EMPTY_TEXT)
+        content = data.prefix.read(EMPTY_TEXT, MAX_BYTES)
     except FileNotFoundError:
         return [Fault(EMPTY_TEXT, "missing", "is missing")]
     except UserError as error:

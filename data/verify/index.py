@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conf.errors import UserError
-from data.manifest import Manifest, Shard, sha256
+from data.manifest import MAX_INDEX_BYTES, Manifest, Shard, sha256
 from data.npy import parse_npy
 from data.storage import Prefix
 from data.tar import index_dtype
@@ -52,7 +52,7 @@ class Member:
 def read_index(data: Checked, shard: Shard) -> tuple[list[Fault], NDArray[np.void] | None, int]:
     """A shard's index, if it is right, what is wrong with it, and the bytes that were read."""
     try:
-        content = data.prefix.read(shard.index)
+        content = data.prefix.read(shard.index, MAX_INDEX_BYTES)
     except FileNotFoundError:
         return [Fault(shard.index, "missing", "is missing")], None, 0
     except UserError as error:

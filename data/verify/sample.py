@@ -12,6 +12,7 @@ from data.manifest import Manifest, TextSpec
 from data.npy import parse_npy
 from data.order import mix
 from data.sample import CAPTION, IMAGE_EXTENSIONS, META, MOMENTS, TEXT
+from data.say import one_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +49,7 @@ class Fault:
         hashes = ""
         if self.expected and self.found:  # whole they stand in broken.json
             hashes = f" (expected {self.expected[:12]}, found {self.found[:12]})"
-        text = f"{self.file}:{sample}{member}{place} {self.what}{hashes}"
-        return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+        return one_line(f"{self.file}:{sample}{member}{place} {self.what}{hashes}")
 
 
 def drawn_samples(counts: Sequence[int], samples: int, seed: int) -> dict[int, NDArray[np.int64]]:
