@@ -113,7 +113,18 @@ def test_names_are_split_as_webdataset_does(name):
     assert split_name(name) == tariterators.base_plus_ext(name)
 
 
-# --- what stock WebDataset reads
+# --- what stock WebDataset writes and reads
+
+
+def test_bytes_are_those_of_webdatasets_writer():
+    from webdataset import TarWriter
+
+    samples = [*raw_samples(3), RawSample("k" * 300, {"txt": b"a name too long for one block"})]
+    buffer = io.BytesIO()
+    with TarWriter(buffer, encoder=False, mtime=0, user="ldm", group="ldm") as writer:
+        for sample in samples:
+            writer.write({"__key__": sample.key, **sample.members})
+    assert write_tar(samples) == buffer.getvalue()
 
 
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # its own
