@@ -22,9 +22,8 @@ from data.image import BadImage, decode_image, read_size
 from data.sample import CAPTION, IMAGE_EXTENSIONS, META
 from data.shard import ShardEntry, TarFile, commit_index
 from data.sift import Skipped, left_out_by, skip_bad
-from data.sources.base import BAD_IMAGE, BadSample, text_of
+from data.sources.base import BAD_IMAGE, BadSample, caption_member, meta_member, text_of
 from data.sources.tars import Place, checked, members_of, refusing_damage, require_end, with_member
-from data.sources.webdataset import caption_member, meta_member
 from data.storage import Prefix, open_prefix
 from data.tar import index_dtype
 

@@ -16,14 +16,19 @@ from conf.groups import WebDatasetSource
 from data.image import MAX_BYTES
 from data.manifest import canonical_json, sha256
 from data.sample import CAPTION, IMAGE_EXTENSIONS, META
-from data.sources.base import NO_CAPTION, NO_IMAGE, BadSource, safe_key
+from data.sources.base import (
+    MAX_TEXT_BYTES,
+    NO_CAPTION,
+    NO_IMAGE,
+    TOO_LARGE,
+    BadSource,
+    safe_key,
+)
 from data.storage import Prefix, open_prefix
 from data.tar import split_name
 
 NOT_PLAIN = "not a plain file"
 TWICE = "member twice"
-TOO_LARGE = "too large"
-MAX_TEXT_BYTES = 2**24
 END_MARK = 1024
 
 
