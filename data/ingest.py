@@ -21,10 +21,18 @@ from data.bucket import make_buckets
 from data.claim import release
 from data.manifest import Manifest, canonical_json, sha256
 from data.process import run_tasks
-from data.progress import peak_memory, progress, say, write_summary
+from data.progress import peak_memory, progress, write_summary
 from data.ranks import Ranks, this_rank
 from data.reshard import BYTES_PER_PIXEL, ENLARGED, ShardTask, image_members, make_shard
-from data.shard import ShardEntry, begin_dataset, commit_dataset, finished_shards, forget_shards
+from data.say import say
+from data.shard import (
+    ShardEntry,
+    begin_dataset,
+    commit_dataset,
+    finished_shards,
+    forget_shards,
+    shard_names,
+)
 from data.sift import SKIPPED, Skipped, check_budget, read_skipped, skipped_of
 from data.sources import BadSource, Source, build_source, require_pairs
 from data.sources.tars import Tars, list_tars
@@ -190,11 +198,6 @@ def _plan_in_place(config: ShardCommand, tars: Tars) -> Plan:
 
     work = partial(adopt_tar, config)
     return Plan(names, task, work, None, MEMBERS, tars=tars.prefix.absolute)
-
-
-def shard_names(samples: int, shard_samples: int) -> list[str]:
-    """Names of the shards that `samples` make, numbered from 0."""
-    return [f"{i:05d}" for i in range(-(-samples // shard_samples))]
 
 
 def _searched(config: ShardCommand, tars: Tars, out: Prefix, ranks: Ranks) -> Source:

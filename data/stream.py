@@ -17,11 +17,10 @@ from numpy.typing import NDArray
 
 from data.local_cache import LocalCache
 from data.manifest import Manifest, load_manifest, sha256
-from data.npy import parse_npy
 from data.ranges import Span, read_spans
 from data.sample import RawSample
 from data.storage import Prefix, open_prefix
-from data.tar import CorruptShard, Member, index_dtype
+from data.tar import CorruptShard, Member, parse_index
 
 T = TypeVar("T")
 OPEN_SHARDS = 64
@@ -224,16 +223,9 @@ class Dataset:
         if sha256(content) != record.index_sha256:
             raise CorruptShard(f"{where}: is not the index that the manifest pins")
         try:
-            index = parse_npy(content)
-            key_bytes = index.dtype["key"].itemsize
-        except (ValueError, KeyError) as error:
-            raise CorruptShard(f"{where}: is no index ({error})") from error
-        if index.dtype != index_dtype(key_bytes, len(self.manifest.members)) or (
-            tuple(np.bincount(index["bucket"], minlength=len(self.manifest.buckets)))
-            != record.buckets
-        ):
-            raise CorruptShard(f"{where}: does not fit the manifest")
-        return index
+            return parse_index(content, len(self.manifest.members), record.buckets)
+        except ValueError as error:
+            raise CorruptShard(f"{where}: is no index that fits ({error})") from error
 
     def _rows_by_bucket(self, shard: int) -> list[NDArray[np.int64]]:
         buckets = self.index(shard)["bucket"]
@@ -251,7 +243,11 @@ def twice(attempt: Callable[[], T], forget: Callable[[], bool]) -> T:
 
 
 def open_dataset(
-    url: str, kind: str, setting: str = "data.url", cache: LocalCache | None = None
+    url: str,
+    kind: str,
+    setting: str = "data.url",
+    cache: LocalCache | None = None,
+    open_shards: int = OPEN_SHARDS,
 ) -> Dataset:
     """Open a dataset of the wanted kind (`images`, `latents` or `any`).
 
@@ -259,7 +255,7 @@ def open_dataset(
         UserError: There is none at that URL, or it is of another kind.
     """
     prefix = open_prefix(url, setting)
-    return Dataset(prefix, load_manifest(prefix, kind), cache)
+    return Dataset(prefix, load_manifest(prefix, kind), cache, open_shards)
 
 
 def _missing(prefix: Prefix, name: str) -> CorruptShard:

@@ -15,9 +15,8 @@ from data.manifest import NAME, parse_manifest, sha256
 from data.progress import SUMMARY
 from data.sift import SKIPPED
 from data.storage import open_prefix
-from data.tar import read_member
 from tests.helpers.datasets import files_of, run_shard, tiny_image
-from tests.helpers.tars import PNG, make_tar, tar_header, tar_sample, write_tars
+from tests.helpers.tars import PNG, indexed_member, make_tar, tar_header, tar_sample, write_tars
 
 
 def _adopt(source, out, *overrides):
@@ -38,7 +37,7 @@ def _samples(source, out):
         assert tuple(counts) == shard.buckets
         for row in rows:
             members = {
-                extension: read_member(content, 0, row, column, "")
+                extension: indexed_member(content, row, column)
                 for column, extension in enumerate(manifest.members)
             }
             found = {name: member for name, member in members.items() if member is not None}

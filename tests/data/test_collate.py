@@ -10,12 +10,12 @@ from data.collate import ImageCollator, caption_of, image_of, latent_batch, meta
 from data.corpus import Corpus
 from data.image import BadImage, encode_png, fit
 from data.sample import MOMENTS, TEXT, RawSample
-from data.shard import IMAGE_MEMBERS
 from data.stream import open_dataset
 from data.tar import CorruptShard
 from tests.helpers.datasets import (
     BUCKETS,
     CHANNELS,
+    IMAGE_MEMBERS,
     LATENT_MEMBERS,
     LATENT_SIZE,
     TEXT_WIDTH,
