@@ -9,7 +9,6 @@ import os
 import posixpath
 import re
 import shutil
-import threading
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +21,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from conf.errors import RunError, UserError
+from data.ranged import ranged_file
 from data.retry import Patience, ShortBody, is_answer, persist, reason_of
 from data.s3 import Replaced, create, error_code, renewal, s3_options, without_own_loop
 
@@ -198,6 +198,9 @@ class Prefix:
         Raises:
             FileNotFoundError: There is none.
         """
+        size = None if self.local else self._persist("read", lambda: self._info(name)["size"])
+        if size is not None:
+            return ranged_file(lambda start, length: self.read_buffer(name, start, length), size)
         return self._persist("read", lambda: cast(BinaryIO, self.fs.open(self.path(name), "rb")))
 
     def write(self, name: str, content: bytes) -> None:
@@ -278,7 +281,7 @@ class Prefix:
         Raises:
             UserError: A probe file cannot be written, or the disk has less than `num_bytes` free.
         """
-        probe = f".probe-{os.getpid()}"
+        probe = f".probe-{uuid.uuid4().hex}"
         self.write(probe, b"")
         self.remove(probe)
         if self.local:
@@ -354,8 +357,15 @@ def open_prefix(url: str, setting: str) -> Prefix:
     return Prefix(setting=setting, url=url, fs=fs, root=root)
 
 
+# What a storage says of a file that changes with its content: S3 and web servers, gs, hf, disk.
+TAGS = ("ETag", "etag", "blob_id", "mtime", "Last-Modified")
+
+
 def _version(info: dict[str, Any]) -> str:
-    return f"{info['size']} {info.get('ETag') or info.get('mtime', '')}"
+    if info.get("islink"):  # the time is the link's, and what counts is where it leads
+        with contextlib.suppress(OSError):
+            info = {**info, "mtime": Path(info["name"]).stat().st_mtime}
+    return f"{info['size']} {next((info[tag] for tag in TAGS if info.get(tag)), '')}"
 
 
 @contextlib.contextmanager
@@ -366,7 +376,8 @@ def _whole_file(target: Path, content: bytes) -> Iterator[Path]:
     except FileExistsError:
         reason = "Not a directory"
         raise NotADirectoryError(errno.ENOTDIR, reason, str(target.parent)) from None
-    partial = target.parent / f".{target.name}.{os.getpid()}.{threading.get_ident()}.partial"
+    # Ranks on several nodes may have one process id and write one file, where they share a disk.
+    partial = target.parent / f".{target.name}.{uuid.uuid4().hex}.partial"
     try:
         with partial.open("wb") as file:
             file.write(content)
