@@ -19,6 +19,7 @@ from data.sample import (
     ImageBatch,
     LatentBatch,
     RawSample,
+    caption_text,
 )
 from data.say import say
 from data.stream import Dataset
@@ -127,7 +128,8 @@ def image_of(sample: RawSample) -> NDArray[np.uint8]:
 def caption_of(sample: RawSample, dataset: Dataset) -> str:
     """The caption of a raw sample, from its text or from the json field that its dataset names."""
     field = dataset.manifest.settings.get("caption_field")
-    return str(meta_of(sample)[field]) if field else sample.members[CAPTION].decode()
+    # As `ldm shard` would store it: the tars of others hold captions as they are.
+    return str(meta_of(sample)[field]).strip() if field else caption_text(sample.members[CAPTION])
 
 
 def meta_of(sample: RawSample) -> dict[str, object]:

@@ -5,7 +5,6 @@ its shards, and whichever finds all of them finished writes the manifest.
 """
 
 import json
-import os
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
@@ -20,7 +19,7 @@ from data.adopt import MEMBERS, TarTask, adopt_tar
 from data.bucket import make_buckets
 from data.claim import release
 from data.manifest import Manifest, canonical_json, sha256
-from data.process import run_tasks
+from data.process import run_tasks, usable_cores
 from data.progress import peak_memory, progress, write_summary
 from data.ranks import Ranks, this_rank
 from data.reshard import BYTES_PER_PIXEL, ENLARGED, ShardTask, image_members, make_shard
@@ -162,7 +161,7 @@ def _room(config: ShardCommand, source: Source | Tars) -> int:
 
 
 def _processes(config: ShardCommand, tasks: int) -> int:
-    return min(config.processes or os.cpu_count() or 1, tasks)
+    return min(config.processes or usable_cores(), tasks)
 
 
 def _plan(config: ShardCommand, source: Source | Tars, out: Prefix, ranks: Ranks) -> Plan:
@@ -232,7 +231,7 @@ def _make_shards(
         for entry in run_tasks(plan.make, tasks, _processes(config, len(missing))):
             entries[entry.shard.name] = entry
             made += entry.shard.samples
-            skipped = skipped_of([skipped.to_dict(), entry.extra])
+            skipped.add(entry.extra)
             _check(config, plan, skipped)
             meter.advance(_done([entry], unit))
     if len(entries) < len(plan.names):  # other ranks may have been as quick

@@ -13,6 +13,15 @@ TEXT = "text.npy"
 IMAGE_EXTENSIONS = ("png", "jpg", "jpeg", "webp")
 
 
+def caption_text(content: bytes) -> str:
+    """The caption that a text file holds: without a byte order mark, and stripped.
+
+    Raises:
+        UnicodeDecodeError: It is no UTF-8.
+    """
+    return content.decode("utf-8-sig").strip()
+
+
 @dataclass(frozen=True, slots=True)
 class Pair:
     """One image and its caption, as a source yields them.

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from conf.errors import UserError
 from data.image import MAX_BYTES, BadImage, decode_image
 from data.manifest import canonical_json
-from data.sample import Pair
+from data.sample import Pair, caption_text
 from data.sources.tabular import BadRow, json_object
 from data.storage import Prefix
 
@@ -99,7 +99,7 @@ def text_of(content: bytes, setting: str, where: str) -> str:
         BadSample: It is not UTF-8.
     """
     try:
-        return content.decode("utf-8").strip()
+        return caption_text(content)
     except UnicodeDecodeError as error:
         raise BadSample(setting, where, BAD_CAPTION, str(error)) from error
 

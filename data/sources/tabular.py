@@ -184,7 +184,7 @@ def json_object(content: bytes) -> dict[str, Any]:
         BadRow: It is none.
     """
     try:
-        text = content.decode("utf-8")
+        text = content.decode("utf-8-sig")
         value = json.loads(text, parse_constant=lambda _: None, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise BadRow(f"is no JSON ({error})") from error

@@ -113,6 +113,16 @@ def test_captions_may_come_from_the_json(tmp_path):
     assert part["bad"] == {"no caption": 3}
 
 
+def test_other_captions_are_another_dataset(tmp_path):
+    """Though not a byte of tars and indexes differs: a cache of one is none of the other."""
+    write_tars(tmp_path / "in", a=make_tar(*tar_sample(0, meta={"one": "a", "two": "b"})))
+    fingerprints = {
+        _adopt(tmp_path / "in", tmp_path / field, f"source.caption_field={field}").fingerprint
+        for field in ("one", "two", "null")
+    }
+    assert len(fingerprints) == 3
+
+
 @pytest.mark.parametrize("processes", [1, 2])
 def test_an_interrupted_command_goes_on_to_the_same(tmp_path, processes):
     folder, out, whole = tmp_path / "in", tmp_path / "out", tmp_path / "whole"

@@ -109,6 +109,19 @@ def test_a_caption_may_come_from_the_json(tmp_path):
     assert caption_of(dataset.read(0, 0), dataset) == "a cat"
 
 
+@pytest.mark.parametrize("field", [None, "alt"])
+def test_captions_of_others_are_what_resharding_would_make_of_them(tmp_path, field):
+    members = {
+        "png": encode_png(tiny_image(0)),
+        "txt": b"\xef\xbb\xbf a cat\r\n",
+        "json": b'{"alt": " a cat\\n"}',
+    }
+    write_dataset(str(tmp_path), [[RawSample("a", members)]], IMAGE_MEMBERS)
+    dataset = open_dataset(str(tmp_path), "images")
+    dataset.manifest.settings["caption_field"] = field
+    assert caption_of(dataset.read(0, 0), dataset) == "a cat"
+
+
 def test_a_sample_may_have_no_json():
     assert meta_of(RawSample("a", {})) == {}
 

@@ -400,6 +400,18 @@ def test_the_empty_caption_is_checked(tmp_path, capsys):
     assert _only_fault(capsys, tmp_path) == f"{EMPTY_TEXT}: is missing"
 
 
+def test_latents_of_tars_without_json_are_whole(tmp_path, capsys):
+    write_latents(str(tmp_path / "usual"), 3)
+    specs = {name: getattr(manifest_of(tmp_path / "usual"), name) for name in ("latents", "text")}
+    samples = latent_samples(3)
+    for sample in samples:
+        del sample.members["json"]
+    write_dataset(str(tmp_path / "bare"), [samples], LATENT_MEMBERS, **specs)
+    (tmp_path / "bare" / EMPTY_TEXT).write_bytes((tmp_path / "usual" / EMPTY_TEXT).read_bytes())
+    assert run_verify(tmp_path / "bare", decode=True) == 0, _faults(capsys)
+    assert run_verify(tmp_path / "bare", samples=3) == 0, _faults(capsys)
+
+
 # --- which samples are drawn
 
 

@@ -195,6 +195,13 @@ def test_a_json_that_cannot_be_used_is_named(jsons, monkeypatch, content, kind):
         assert _fault(_folder(jsons), "001") == kind
 
 
+def test_a_byte_order_mark_is_no_part_of_a_caption(jsons):
+    for name in ("001.txt", "002.json"):
+        (jsons / name).write_bytes(b"\xef\xbb\xbf" + (jsons / name).read_bytes())
+    source = _folder(jsons)
+    assert [source.pair(key).caption for key in source.keys] == ["caption 0", "caption 1", "json 2"]
+
+
 # --- what is refused
 
 
