@@ -151,7 +151,9 @@ def _in_place(config: ShardCommand) -> bool:
 
 def _beside(source: Source | Tars, out: Prefix) -> bool:
     """Whether the dataset is to lie where the tars of its source are."""
-    return isinstance(source, Tars) and source.prefix.absolute == out.absolute
+    if not isinstance(source, Tars):
+        return False
+    return source.prefix.absolute.rstrip("/") == out.absolute.rstrip("/")
 
 
 def _room(config: ShardCommand, source: Source | Tars) -> int:

@@ -278,18 +278,21 @@ class Prefix:
     def require_writable(self, num_bytes: int) -> None:
         """Refuse, before any work is done, a prefix that cannot be written or has no room.
 
+        Args:
+            num_bytes: That it will hold in the end, with what an earlier process left there.
+
         Raises:
-            UserError: A probe file cannot be written, or the disk has less than `num_bytes` free.
+            UserError: A probe file cannot be written, or the disk has not enough room.
         """
         probe = f".probe-{uuid.uuid4().hex}"
         self.write(probe, b"")
         self.remove(probe)
         if self.local:
             free = shutil.disk_usage(self.local).free
-            if free < num_bytes:
+            if free < num_bytes and free < (needed := num_bytes - _bytes_in(self.local)):
                 raise UserError(
                     f"{self.setting}={self.url}",
-                    f"{free / 1e6:,.0f} MB are free and about {num_bytes / 1e6:,.0f} MB are needed",
+                    f"{free / 1e6:,.0f} MB are free and about {needed / 1e6:,.0f} MB are needed",
                     "make room or choose another place",
                 )
 
@@ -366,6 +369,14 @@ def _version(info: dict[str, Any]) -> str:
         with contextlib.suppress(OSError):
             info = {**info, "mtime": Path(info["name"]).stat().st_mtime}
     return f"{info['size']} {next((info[tag] for tag in TAGS if info.get(tag)), '')}"
+
+
+def _bytes_in(folder: Path) -> int:
+    found = 0
+    for file in folder.rglob("*"):
+        with contextlib.suppress(OSError):  # removed meanwhile
+            found += file.lstat().st_size
+    return found
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from conf.schema import VerifyCommand
 from data.claim import claim
 from data.manifest import EMPTY_TEXT, NAME, canonical_json, load_manifest, sha256
 from data.progress import progress
-from data.ranks import this_rank
+from data.ranks import Ranks, this_rank
 from data.say import say
 from data.storage import Prefix, open_prefix
 from data.verify.index import Checked, unreadable
@@ -66,7 +66,8 @@ def verify(config: VerifyCommand) -> int:
     if config.out:
         of_rank = "" if ranks.world_size == 1 else f"-{ranks.rank}-of-{ranks.world_size}"
         open_prefix(config.out, "out").write(f"broken{of_rank}.json", _report(data, faults))
-    _say_end(data, due, len(tasks) - len(due), faults, num_bytes, time.perf_counter() - started)
+    before_now, seconds = len(tasks) - len(due), time.perf_counter() - started
+    _say_end(data, ranks, due, before_now, faults, num_bytes, seconds)
     return 1 if faults else 0
 
 
@@ -163,6 +164,7 @@ def _report(data: Checked, faults: list[Fault]) -> bytes:
 
 def _say_end(
     data: Checked,
+    ranks: Ranks,
     done: list[Task],
     before: int,
     faults: list[Fault],
@@ -171,9 +173,12 @@ def _say_end(
 ) -> None:
     samples = sum(task.samples for task in done)
     broken = len({fault.file for fault in faults})
+    # A batch script under Slurm is rank 0 of all its tasks, whether or not others run.
+    which = f"rank {ranks.rank} of {ranks.world_size}: " if ranks.world_size > 1 else ""
+    megabytes = num_bytes / 1e6
     say(
-        f"verify: {samples:,} samples in {len(done):,} shards checked now, {before:,} shards "
-        f"before, {broken:,} files broken; {num_bytes / 1e6:,.1f} MB in {seconds:,.1f} s "
-        f"({num_bytes / 1e6 / max(seconds, 1e-9):,.0f} MB/s); "
+        f"verify: {which}{samples:,} samples in {len(done):,} shards checked now, "
+        f"{before:,} shards before, {broken:,} files broken; "
+        f"{megabytes:,.1f} MB in {seconds:,.1f} s ({megabytes / max(seconds, 1e-9):,.0f} MB/s); "
         f"fingerprint {data.manifest.fingerprint}"
     )

@@ -86,6 +86,11 @@ def test_tars_are_indexed_where_they_are(url, same):
     assert _adopt(url, out, "size=32", "buckets.max_aspect=2", "buckets.step=8") == manifest
 
 
+def test_a_slash_at_the_end_is_no_other_place(url):
+    write_tars(url, a=make_tar(*tar_sample(0)))
+    assert _adopt(url, f"{url}/").samples == 1
+
+
 def test_the_bucket_is_that_of_the_upright_image(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6

@@ -5,6 +5,7 @@ import random
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from s3fs import S3FileSystem
@@ -191,6 +192,14 @@ def test_too_little_room_is_found_before_the_work(local):
     assert "MB are needed" in error.wrong
     assert "make room" in error.remedy
     assert local.names() == []
+
+
+def test_what_an_earlier_process_wrote_needs_no_room_again(local, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=1_000_000))
+    local.write("shards/a.tar", bytes(9_500_000))
+    local.require_writable(10_000_000)
+    error = _refused(local.require_writable, 12_000_000)
+    assert error.wrong.startswith("1 MB are free and about 2 MB are needed")
 
 
 @pytest.mark.parametrize("below", ["", "/below", "/far/below"])

@@ -524,7 +524,9 @@ def test_ranks_share_the_shards(tmp_path, capsys, monkeypatch, names):
         for name, value in zip(names, (rank, 2), strict=True):
             monkeypatch.setenv(name, str(value))
         assert run_verify(data, out=str(out)) == code
-        assert f"verify: {said} checked now, 0 shards before" in _lines(capsys)[-1]
+        assert (
+            f"verify: rank {rank} of 2: {said} checked now, 0 shards before" in _lines(capsys)[-1]
+        )
     assert sorted(file.stem for file in (out / "whole" / manifest.fingerprint).iterdir()) == [
         f"{i:06d}" for i in range(4)
     ]
