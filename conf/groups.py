@@ -58,10 +58,15 @@ class OpenMojiSource(SourceConfig):
 
 @dataclass(kw_only=True, slots=True)
 class FolderSource(SourceConfig):
-    """A folder of images with captions in .txt files of the same name beside them."""
+    """A folder of images with captions in .txt or .json files of the same name beside them."""
 
     kind: str = setting("which source this is", "folder")
     path: str = setting("URL of the folder; read with its subfolders")
+    caption_field: str | None = setting(
+        "field of the json that holds the caption, whatever a .txt says; null takes captions from "
+        ".txt, and where there is none from the json's field caption",
+        None,
+    )
 
 
 @dataclass(kw_only=True, slots=True)

@@ -22,7 +22,7 @@ from data.image import BadImage, decode_image, read_size
 from data.sample import CAPTION, IMAGE_EXTENSIONS, META
 from data.shard import ShardEntry, TarFile, commit_index
 from data.sift import Skipped, left_out_by, skip_bad
-from data.sources.base import BAD_IMAGE, BadSample, text_of
+from data.sources.base import BAD_IMAGE, BadSample, caption_member, meta_member, text_of
 from data.sources.tars import (
     Header,
     Place,
@@ -32,9 +32,8 @@ from data.sources.tars import (
     require_end,
     with_member,
 )
-from data.sources.webdataset import caption_member, meta_member
 from data.storage import Prefix, open_prefix
-from data.tar import index_dtype
+from data.tar import build_index
 
 MEMBERS = ("jpg", "jpeg", "png", "webp", CAPTION, META)
 APART = "members apart"
@@ -191,14 +190,12 @@ def _comes_in(
 
 def _index(samples: list[Sample], buckets: tuple[tuple[int, int], ...]) -> NDArray[np.void]:
     keys = [sample.place.key.encode() for sample in samples]
-    index = np.zeros(len(keys), dtype=index_dtype(max(map(len, keys), default=1), len(MEMBERS)))
-    index["key"], index["length"] = keys, -1
-    for row, sample in zip(index, samples, strict=True):
-        row["bucket"] = bucket_of(*sample.size, buckets)
-        for extension, (offset, length) in sample.place.members.items():
-            column = MEMBERS.index(extension)
-            row["offset"][column], row["length"][column] = offset, length
-            row["crc32"][column] = sample.crcs[extension]
+    places = [
+        {name: (*place, sample.crcs[name]) for name, place in sample.place.members.items()}
+        for sample in samples
+    ]
+    index = build_index(keys, places, MEMBERS)
+    index["bucket"] = [bucket_of(*sample.size, buckets) for sample in samples]
     return index
 
 

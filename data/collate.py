@@ -19,6 +19,7 @@ from data.sample import (
     ImageBatch,
     LatentBatch,
     RawSample,
+    caption_text,
 )
 from data.say import one_line, say
 from data.stream import Dataset
@@ -133,7 +134,10 @@ def caption_of(sample: RawSample, dataset: Dataset) -> str:
     """
     field = dataset.manifest.settings.get("caption_field")
     try:
-        return str(meta_of(sample)[field]) if field else sample.members[CAPTION].decode()
+        # As `ldm shard` would store it: the tars of others hold captions as they are.
+        if field:
+            return str(meta_of(sample)[field]).strip()
+        return caption_text(sample.members[CAPTION])
     except (KeyError, UnicodeDecodeError) as error:
         raise CorruptShard(f"{dataset.prefix.url}: {sample.key}: has no caption") from error
 

@@ -13,13 +13,13 @@ from conf.groups import DataConfig
 from data.local_cache import LocalCache
 from data.mixture import Mixture, Sequenced
 from data.order import Order, hashes
-from data.stream import Dataset, open_dataset, twice
+from data.stream import OPEN_SHARDS, Dataset, open_dataset, twice
 from data.tar import Column, Member
 
 T = TypeVar("T")
-# Open shards beyond those of the blocks that are read: parts of one dataset do not meet the borders
-# of their blocks at the same time.
-SPARE_SHARDS = 16
+# Blocks whose shards are kept open: the one that is read, the next, and one more, for the buckets
+# of a dataset do not meet the borders of their blocks at the same time.
+OPEN_BLOCKS = 3
 
 
 class Sample(NamedTuple):
@@ -235,10 +235,8 @@ def open_corpus(config: DataConfig, kind: str, batch_size: int) -> Corpus:
     if config.local_cache:
         cache = LocalCache(Path(config.local_cache), int(config.local_cache_gb * 1e9))
     settings = {config.url: "data.url"} | dict.fromkeys(config.also, "data.also")
-    open_shards = 2 * config.block_shards + SPARE_SHARDS
-    datasets = [
-        open_dataset(url, kind, setting, cache, open_shards) for url, setting in settings.items()
-    ]
+    most = max(OPEN_SHARDS, OPEN_BLOCKS * config.block_shards)
+    datasets = [open_dataset(url, kind, setting, cache, most) for url, setting in settings.items()]
     for dataset in datasets:
         where = f"{dataset.prefix.setting}={dataset.prefix.url}"
         if not dataset.manifest.samples:

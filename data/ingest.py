@@ -5,7 +5,6 @@ its shards, and whichever finds all of them finished writes the manifest.
 """
 
 import json
-import os
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
@@ -20,11 +19,19 @@ from data.adopt import MEMBERS, TarTask, adopt_tar
 from data.bucket import make_buckets
 from data.claim import release
 from data.manifest import Manifest, canonical_json, sha256
-from data.process import run_tasks
-from data.progress import peak_memory, progress, say, write_summary
+from data.process import run_tasks, usable_cores
+from data.progress import peak_memory, progress, write_summary
 from data.ranks import Ranks, this_rank
 from data.reshard import BYTES_PER_PIXEL, ENLARGED, ShardTask, image_members, make_shard
-from data.shard import ShardEntry, begin_dataset, commit_dataset, finished_shards, forget_shards
+from data.say import say
+from data.shard import (
+    ShardEntry,
+    begin_dataset,
+    commit_dataset,
+    finished_shards,
+    forget_shards,
+    shard_names,
+)
 from data.sift import SKIPPED, Skipped, check_budget, read_skipped, skipped_of
 from data.sources import BadSource, Source, build_source, require_pairs
 from data.sources.tars import Tars, list_tars
@@ -144,7 +151,9 @@ def _in_place(config: ShardCommand) -> bool:
 
 def _beside(source: Source | Tars, out: Prefix) -> bool:
     """Whether the dataset is to lie where the tars of its source are."""
-    return isinstance(source, Tars) and source.prefix.absolute == out.absolute
+    if not isinstance(source, Tars):
+        return False
+    return source.prefix.absolute.rstrip("/") == out.absolute.rstrip("/")
 
 
 def _room(config: ShardCommand, source: Source | Tars) -> int:
@@ -154,7 +163,7 @@ def _room(config: ShardCommand, source: Source | Tars) -> int:
 
 
 def _processes(config: ShardCommand, tasks: int) -> int:
-    return min(config.processes or os.cpu_count() or 1, tasks)
+    return min(config.processes or usable_cores(), tasks)
 
 
 def _plan(config: ShardCommand, source: Source | Tars, out: Prefix, ranks: Ranks) -> Plan:
@@ -192,11 +201,6 @@ def _plan_in_place(config: ShardCommand, tars: Tars) -> Plan:
     return Plan(names, task, work, None, MEMBERS, tars=tars.prefix.absolute)
 
 
-def shard_names(samples: int, shard_samples: int) -> list[str]:
-    """Names of the shards that `samples` make, numbered from 0."""
-    return [f"{i:05d}" for i in range(-(-samples // shard_samples))]
-
-
 def _searched(config: ShardCommand, tars: Tars, out: Prefix, ranks: Ranks) -> Source:
     """The samples of tars: this rank's are searched first, then those that nobody has."""
     assert isinstance(config.source, WebDatasetSource)
@@ -229,7 +233,7 @@ def _make_shards(
         for entry in run_tasks(plan.make, tasks, _processes(config, len(missing))):
             entries[entry.shard.name] = entry
             made += entry.shard.samples
-            skipped = skipped_of([skipped.to_dict(), entry.extra])
+            skipped.add(entry.extra)
             _check(config, plan, skipped)
             meter.advance(_done([entry], unit))
     if len(entries) < len(plan.names):  # other ranks may have been as quick

@@ -159,6 +159,9 @@ class Manifest:
         content = asdict(self)
         for hint in ("origins", "settings", "identity", "tars"):
             del content[hint]
+        # Of tars that were only indexed it decides which captions they have, and no byte shows it.
+        if field := self.settings.get("caption_field"):
+            content["caption_field"] = field
         return sha256(canonical_json({"format": FORMAT, **content}))
 
     def to_json(self) -> bytes:

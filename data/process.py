@@ -6,9 +6,12 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from multiprocessing import get_context
 from typing import TypeVar
+
+from conf.errors import RunError
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -34,6 +37,13 @@ def die_with(parent: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def usable_cores() -> int:
+    """How many cores this process may use, which a scheduler may have bound to a few of many."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def run_tasks(work: Callable[[T], R], tasks: Iterable[T], processes: int) -> Iterator[R]:
     """Work on tasks in processes of their own, and give results in whatever order they come.
 
@@ -43,6 +53,9 @@ def run_tasks(work: Callable[[T], R], tasks: Iterable[T], processes: int) -> Ite
         work: Can be pickled, as can its tasks and results.
         tasks: What to work on.
         processes: How many; one is this process itself.
+
+    Raises:
+        RunError: One was killed.
     """
     if processes <= 1:
         yield from map(work, tasks)
@@ -59,5 +72,10 @@ def run_tasks(work: Callable[[T], R], tasks: Iterable[T], processes: int) -> Ite
                     return
                 done, running = wait(running, return_when=FIRST_COMPLETED)
                 yield from (future.result() for future in done)
+        except BrokenProcessPool as error:
+            raise RunError(
+                "a process that worked on a shard was killed, most likely for want of memory; "
+                "run again, with fewer processes=... if so"
+            ) from error
         finally:  # an error need not wait for what has not begun
             pool.shutdown(cancel_futures=True)

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from data.say import say as say
+from data.say import say
 from data.storage import Prefix
 
 SECONDS_BETWEEN_LINES = 10.0

@@ -30,7 +30,7 @@ class Ranks:
         return items[self.rank :: self.world_size]
 
 
-def this_rank(rank: int | None, world_size: int | None) -> Ranks:
+def this_rank(rank: int | None = None, world_size: int | None = None) -> Ranks:
     """Who this process is: as told, or as a launcher's environment says, or the only one.
 
     Raises:
@@ -53,6 +53,6 @@ def _from_environment(one: str, other: str) -> Ranks:
         raise UserError(
             f"{one}={os.environ[one]} {other}={os.environ[other]}",
             "in the environment are no rank and number of ranks",
-            "give rank=... and world_size=...",
+            "unset them, or start every process with torchrun or srun",
         )
     return ranks

@@ -10,7 +10,17 @@ CAPTION = "txt"
 META = "json"
 MOMENTS = "moments.npy"
 TEXT = "text.npy"
+MAX_TEXT_BYTES = 2**20  # of a caption, a json, or a row of a table
 IMAGE_EXTENSIONS = ("png", "jpg", "jpeg", "webp")
+
+
+def caption_text(content: bytes) -> str:
+    """The caption that a text file holds: without a byte order mark, and stripped.
+
+    Raises:
+        UnicodeDecodeError: It is no UTF-8.
+    """
+    return content.decode("utf-8-sig").strip()
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,11 +18,10 @@ from conf.errors import UserError
 from data import manifest
 from data.claim import claim
 from data.manifest import Manifest, Shard, canonical_json, parse_shard, read_manifest, sha256
-from data.sample import CAPTION, META, RawSample
+from data.sample import RawSample
 from data.storage import Prefix
 from data.tar import index_tar, write_tar
 
-IMAGE_MEMBERS = ("png", CAPTION, META)  # where no other format is asked for
 ENTRIES_AT_ONCE = 16
 
 

@@ -34,6 +34,11 @@ class Skipped:
     bad: list[dict[str, str]] = field(default_factory=list)
     filtered: Counter[str] = field(default_factory=Counter)
 
+    def add(self, part: Mapping[str, Any]) -> None:
+        """Count what `to_dict` gave of another shard too."""
+        self.bad.extend(part.get("bad", []))
+        self.filtered.update(part.get("filtered", {}))
+
     @property
     def samples(self) -> int:
         """How many samples were left out."""
@@ -61,8 +66,7 @@ def skipped_of(parts: Iterable[Mapping[str, Any]]) -> Skipped:
     """Joins what `to_dict` gave of several shards."""
     whole = Skipped()
     for part in parts:
-        whole.bad.extend(part.get("bad", []))
-        whole.filtered.update(part.get("filtered", {}))
+        whole.add(part)
     return whole
 
 

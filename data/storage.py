@@ -10,7 +10,6 @@ import posixpath
 import re
 import shutil
 import stat
-import threading
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +22,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from conf.errors import RunError, UserError
+from data.ranged import ranged_file
 from data.retry import Patience, ShortBody, is_answer, persist, reason_of
 from data.s3 import Replaced, create, error_code, renewal, s3_options, without_own_loop
 
@@ -217,13 +217,12 @@ class Prefix:
         Raises:
             FileNotFoundError: There is none.
         """
-
-        def attempt() -> BinaryIO:
-            if self.local:
-                self.require_plain(name)
-            return cast(BinaryIO, self.fs.open(self.path(name), "rb"))
-
-        return self._persist("read", attempt)
+        if self.local:
+            self.require_plain(name)
+        size = None if self.local else self._persist("read", lambda: self._info(name)["size"])
+        if size is not None:
+            return ranged_file(lambda start, length: self.read_buffer(name, start, length), size)
+        return self._persist("read", lambda: cast(BinaryIO, self.fs.open(self.path(name), "rb")))
 
     def write(self, name: str, content: bytes) -> None:
         """Write a file whole, in the place of any that is there."""
@@ -300,18 +299,21 @@ class Prefix:
     def require_writable(self, num_bytes: int) -> None:
         """Refuse, before any work is done, a prefix that cannot be written or has no room.
 
+        Args:
+            num_bytes: That it will hold in the end, with what an earlier process left there.
+
         Raises:
-            UserError: A probe file cannot be written, or the disk has less than `num_bytes` free.
+            UserError: A probe file cannot be written, or the disk has not enough room.
         """
-        probe = f".probe-{os.getpid()}"
+        probe = f".probe-{uuid.uuid4().hex}"
         self.write(probe, b"")
         self.remove(probe)
         if self.local:
             free = shutil.disk_usage(self.local).free
-            if free < num_bytes:
+            if free < num_bytes and free < (needed := num_bytes - _bytes_in(self.local)):
                 raise UserError(
                     f"{self.setting}={self.url}",
-                    f"{free / 1e6:,.0f} MB are free and about {num_bytes / 1e6:,.0f} MB are needed",
+                    f"{free / 1e6:,.0f} MB are free and about {needed / 1e6:,.0f} MB are needed",
                     "make room or choose another place",
                 )
 
@@ -379,8 +381,23 @@ def open_prefix(url: str, setting: str) -> Prefix:
     return Prefix(setting=setting, url=url, fs=fs, root=root)
 
 
+# What a storage says of a file that changes with its content: S3 and web servers, gs, hf, disk.
+TAGS = ("ETag", "etag", "blob_id", "mtime", "Last-Modified")
+
+
 def _version(info: dict[str, Any]) -> str:
-    return f"{info['size']} {info.get('ETag') or info.get('mtime', '')}"
+    if info.get("islink"):  # the time is the link's, and what counts is where it leads
+        with contextlib.suppress(OSError):
+            info = {**info, "mtime": Path(info["name"]).stat().st_mtime}
+    return f"{info['size']} {next((info[tag] for tag in TAGS if info.get(tag)), '')}"
+
+
+def _bytes_in(folder: Path) -> int:
+    found = 0
+    for file in folder.rglob("*"):
+        with contextlib.suppress(OSError):  # removed meanwhile
+            found += file.lstat().st_size
+    return found
 
 
 @contextlib.contextmanager
@@ -391,7 +408,8 @@ def _whole_file(target: Path, content: bytes) -> Iterator[Path]:
     except FileExistsError:
         reason = "Not a directory"
         raise NotADirectoryError(errno.ENOTDIR, reason, str(target.parent)) from None
-    partial = target.parent / f".{target.name}.{os.getpid()}.{threading.get_ident()}.partial"
+    # Ranks on several nodes may have one process id and write one file, where they share a disk.
+    partial = target.parent / f".{target.name}.{uuid.uuid4().hex}.partial"
     try:
         with partial.open("wb") as file:
             file.write(content)

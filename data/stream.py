@@ -17,11 +17,10 @@ from numpy.typing import NDArray
 
 from data.local_cache import LocalCache
 from data.manifest import MAX_INDEX_BYTES, Manifest, load_manifest, sha256
-from data.npy import parse_npy
 from data.ranges import Span, read_spans
 from data.sample import RawSample
 from data.storage import Prefix, open_prefix
-from data.tar import Column, CorruptShard, Member, index_dtype, key_of
+from data.tar import Column, CorruptShard, Member, key_of, parse_index
 
 T = TypeVar("T")
 OPEN_SHARDS = 64
@@ -243,18 +242,9 @@ class Dataset:
         if sha256(content) != record.index_sha256:
             raise CorruptShard(f"{where}: is not the index that the manifest pins")
         try:
-            index = parse_npy(content)
-            key_bytes = index.dtype["key"].itemsize
-        except (ValueError, KeyError) as error:
-            raise CorruptShard(f"{where}: is no index ({error})") from error
-        if (
-            index.dtype != index_dtype(key_bytes, len(self.manifest.members))
-            or index.ndim != 1
-            or tuple(np.bincount(index["bucket"], minlength=len(self.manifest.buckets)))
-            != record.buckets
-        ):
-            raise CorruptShard(f"{where}: does not fit the manifest")
-        return index
+            return parse_index(content, len(self.manifest.members), record.buckets)
+        except ValueError as error:
+            raise CorruptShard(f"{where}: is no index that fits ({error})") from error
 
     def _rows_by_bucket(self, shard: int) -> list[NDArray[np.int64]]:
         buckets = self.index(shard)["bucket"]

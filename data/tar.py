@@ -2,7 +2,7 @@
 
 import io
 import tarfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,6 +10,7 @@ from isal.isal_zlib import crc32  # zlib's CRC-32, five times as fast
 from numpy.typing import NDArray
 
 from conf.errors import RunError
+from data.npy import parse_npy
 from data.sample import RawSample
 
 
@@ -97,13 +98,50 @@ def index_tar(content: bytes, members: Sequence[str], name: str) -> NDArray[np.v
     # ends in two blocks of zeros, and nothing comes after them.
     if len(content) < end + 1024 or content[end:].strip(b"\0"):
         raise CorruptShard(f"{name}: has no end mark, so it is cut or damaged")
+    return build_index(keys, list(found.values()), members)
+
+
+def build_index(
+    keys: Sequence[bytes],
+    places: Sequence[Mapping[str, tuple[int, int, int]]],
+    members: Sequence[str],
+) -> NDArray[np.void]:
+    """Rows of `index_dtype`, all of bucket 0.
+
+    Args:
+        keys: Of the samples.
+        places: Of each sample its members' offsets, lengths and CRC-32s, by extension.
+        members: The extensions to index, in the manifest's order.
+    """
     index = np.zeros(len(keys), dtype=index_dtype(max(map(len, keys), default=1), len(members)))
     index["key"] = keys
-    for row, places in zip(index, found.values(), strict=True):
+    for row, found in zip(index, places, strict=True):
         for column, extension in enumerate(members):
-            row["offset"][column], row["length"][column], row["crc32"][column] = places.get(
+            row["offset"][column], row["length"][column], row["crc32"][column] = found.get(
                 extension, (0, -1, 0)
             )
+    return index
+
+
+def parse_index(content: bytes, num_members: int, buckets: Sequence[int]) -> NDArray[np.void]:
+    """An index from its file.
+
+    Args:
+        content: The file.
+        num_members: How many members it has to index.
+        buckets: How many of its samples have to be in each bucket.
+
+    Raises:
+        ValueError: It is no index, or not that one.
+    """
+    index = parse_npy(content)
+    names = index.dtype.names or ()
+    width = index.dtype["key"].itemsize if "key" in names else 0
+    if index.dtype != index_dtype(width, num_members) or index.ndim != 1:
+        raise ValueError("its rows are of another kind")
+    counts = np.bincount(index["bucket"], minlength=len(buckets)).tolist()
+    if counts != [*buckets]:
+        raise ValueError(f"has {counts} samples of the buckets, the manifest {[*buckets]}")
     return index
 
 
@@ -159,32 +197,3 @@ class Column(NamedTuple):
     lengths: list[int]
     crc32s: list[int]
     member: Callable[[int], Member]
-
-
-def read_member(
-    window: bytes, window_start: int, row: Any, column: int, where: str
-) -> bytes | None:
-    """Cut one member out of a window of the tar and check it.
-
-    Args:
-        window: Bytes of the tar from `window_start`.
-        window_start: Offset of the window in the tar.
-        row: The sample's row of the index.
-        column: The member's column.
-        where: Shard and member, for messages.
-
-    Returns:
-        The member's bytes, or None if the sample has no such member.
-
-    Raises:
-        CorruptShard: The bytes are cut, or not those that were indexed.
-    """
-    offset, length = int(row["offset"][column]), int(row["length"][column])
-    if length < 0:
-        return None
-    payload = bytes(window[offset - window_start : offset - window_start + length])
-    if len(payload) != length or crc32(payload) != int(row["crc32"][column]):
-        raise CorruptShard(
-            f"{where}: bytes {offset} to {offset + length} are not those of the index"
-        )
-    return payload

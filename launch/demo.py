@@ -12,7 +12,7 @@ from conf.compose import compose_config
 from conf.enums import DemoRecipe
 from conf.errors import Preempted, UserError
 from conf.schema import DemoCommand
-from data.progress import say
+from data.say import say
 from data.storage import open_prefix
 from launch.local import PARENT
 

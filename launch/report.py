@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from conf.schema import ReportCommand
 from data.image import decode_image, encode_png
-from data.progress import say
+from data.say import say
 from data.storage import Prefix, open_prefix
 from launch.charts import loss_chart, picture, rate_chart
 from launch.findings import Findings, Samples, collect

@@ -25,8 +25,9 @@ from data.manifest import (
     sha256,
     square_side,
 )
-from data.progress import Meter, peak_memory, progress, say, write_summary
+from data.progress import Meter, peak_memory, progress, write_summary
 from data.sample import META, MOMENTS, TEXT, RawSample
+from data.say import say
 from data.shard import ShardEntry, begin_dataset, commit_dataset, commit_shard, finished_shard
 from data.storage import open_prefix
 from data.stream import Dataset, open_dataset

@@ -21,8 +21,9 @@ from data.collate import ImageCollator
 from data.corpus import Corpus
 from data.image import encode_png
 from data.loader import batches
-from data.progress import peak_memory, progress, read_summary, say, write_summary
+from data.progress import peak_memory, progress, read_summary, write_summary
 from data.sample import ImageBatch
+from data.say import say
 from data.storage import open_prefix
 from data.stream import Dataset, open_dataset
 from training.autoencode import to_images

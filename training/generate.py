@@ -14,7 +14,8 @@ from conf.schema import SampleCommand
 from data.claim import claim
 from data.image import encode_png
 from data.manifest import canonical_json
-from data.progress import peak_memory, progress, say, write_summary
+from data.progress import peak_memory, progress, write_summary
+from data.say import say
 from data.storage import open_prefix
 from training.diffuse import TrainedModel, load_trained
 from training.diffusion.sampler import Progress, sample

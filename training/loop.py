@@ -17,8 +17,9 @@ from conf.schema import AutoencoderCommand, TrainCommand
 from data.claim import claim, claimed
 from data.corpus import Corpus
 from data.loader import Loader
-from data.progress import peak_memory, progress, say, write_summary
+from data.progress import peak_memory, progress, write_summary
 from data.retry import StoppedWaiting
+from data.say import say
 from data.storage import Prefix, open_prefix
 from training.ema import ema_weight, update_ema
 from training.engine.checkpoint import (

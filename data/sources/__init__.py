@@ -19,7 +19,7 @@ from data.sources.webdataset import webdataset_part
 __all__ = ["BadSample", "BadSource", "Part", "Source", "build_source", "open_part", "require_pairs"]
 
 REMEDIES = {
-    "folder": "give images with a .txt file of the same name each",
+    "folder": "give images with a .txt or .json file of the same name each",
     "table": "give a table with rows",
     "webdataset": "give a prefix with .tar files of samples",
 }

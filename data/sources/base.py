@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from conf.errors import UserError
 from data.image import MAX_BYTES, BadImage, decode_image
 from data.manifest import canonical_json
-from data.sample import Pair
+from data.sample import Pair, caption_text
 from data.say import one_line
+from data.sources.tabular import BadRow, json_object
 from data.storage import Prefix
 
 BAD_IMAGE = "bad image"
@@ -19,8 +20,8 @@ NO_IMAGE = "no image"
 NO_CAPTION = "no caption"
 BAD_CAPTION = "caption is no text"
 BAD_META = "bad json"
+TOO_LARGE = "too large"
 REMEDY = "mend or remove it, or allow a max_bad_share"
-MAX_TEXT_BYTES = 2**20  # of a caption, a json or a row
 MAX_WORDS = 300  # characters of a message that come from the source
 
 
@@ -99,9 +100,36 @@ def text_of(content: bytes, setting: str, where: str) -> str:
         BadSample: It is not UTF-8.
     """
     try:
-        return content.decode("utf-8").strip()
+        return caption_text(content)
     except UnicodeDecodeError as error:
         raise BadSample(setting, where, BAD_CAPTION, str(error)) from error
+
+
+def meta_member(content: bytes | None, setting: str, where: str) -> dict[str, Any]:
+    """What a sample's json says; nothing if it has none.
+
+    Raises:
+        BadSample: It is no JSON object that can be written again.
+    """
+    try:
+        found = json_object(content) if content is not None else {}
+    except BadRow as error:
+        raise BadSample(setting, where, BAD_META, f"its json {error}") from error
+    if not is_writable(found):
+        raise BadSample(setting, where, BAD_META, "its json has half of a surrogate pair")
+    return found
+
+
+def caption_member(found: Mapping[str, Any], name: str, setting: str, where: str) -> str:
+    """The caption in a sample's json.
+
+    Raises:
+        BadSample: It has none there.
+    """
+    caption = found.get(name)
+    if not isinstance(caption, str) or not caption.strip():
+        raise BadSample(setting, where, NO_CAPTION, f"its json has no text {name!r}")
+    return caption.strip()
 
 
 def read_capped(prefix: Prefix, name: str, most: int = MAX_BYTES) -> bytes:

@@ -12,7 +12,7 @@ from itertools import accumulate
 from typing import Any
 
 from conf.errors import RunError, UserError
-from data.sources.base import MAX_TEXT_BYTES
+from data.sample import MAX_TEXT_BYTES
 from data.storage import Prefix
 
 # Rows of a .jsonl that are looked at to learn its columns; a later one may lack some or have more.
@@ -195,7 +195,7 @@ def json_object(content: bytes) -> dict[str, Any]:
     if len(content) > MAX_TEXT_BYTES:
         raise BadRow(f"has more than {MAX_TEXT_BYTES:,} bytes")
     try:
-        text = content.decode("utf-8")
+        text = content.decode("utf-8-sig")
         value = json.loads(text, parse_constant=lambda _: None, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise BadRow(f"is no JSON ({error})") from error

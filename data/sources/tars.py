@@ -15,11 +15,11 @@ from typing import Any, Self
 from conf.groups import WebDatasetSource
 from data.image import MAX_BYTES
 from data.manifest import canonical_json, sha256
-from data.sample import CAPTION, IMAGE_EXTENSIONS, META
+from data.sample import CAPTION, IMAGE_EXTENSIONS, MAX_TEXT_BYTES, META
 from data.sources.base import (
-    MAX_TEXT_BYTES,
     NO_CAPTION,
     NO_IMAGE,
+    TOO_LARGE,
     BadSource,
     is_writable,
     safe_key,
@@ -29,7 +29,6 @@ from data.tar import split_name
 
 NOT_PLAIN = "not a plain file"
 TWICE = "member twice"
-TOO_LARGE = "too large"
 MAX_NAME = 1024
 # Long names and the like; tarfile reads a header whole, whatever size it claims.
 MAX_EXTENDED_BYTES = 2**14

@@ -12,23 +12,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import accumulate
-from typing import Any
 
 from conf.errors import RunError
 from conf.groups import WebDatasetSource
 from data.sample import CAPTION, META, Pair
 from data.sources.base import (
-    BAD_META,
-    NO_CAPTION,
     BadSample,
     Part,
     Source,
+    caption_member,
     image_of,
-    is_writable,
+    meta_member,
     meta_of,
     text_of,
 )
-from data.sources.tabular import BadRow, json_object
 from data.sources.tars import (
     Header,
     Place,
@@ -163,33 +160,6 @@ def webdataset_part(config: WebDatasetSource, part: Sequence[tuple[str, str, int
         return Pair(key, image, caption, meta_of(meta, key, image))
 
     return Part(tuple(places), pair)
-
-
-def meta_member(content: bytes | None, setting: str, where: str) -> dict[str, Any]:
-    """What a sample's json says; nothing if it has none.
-
-    Raises:
-        BadSample: It is no JSON object that can be written again.
-    """
-    try:
-        found = json_object(content) if content is not None else {}
-    except BadRow as error:
-        raise BadSample(setting, where, BAD_META, f"its json {error}") from error
-    if not is_writable(found):
-        raise BadSample(setting, where, BAD_META, "its json has half of a surrogate pair")
-    return found
-
-
-def caption_member(found: Mapping[str, Any], name: str, setting: str, where: str) -> str:
-    """The caption in a sample's json.
-
-    Raises:
-        BadSample: It has none there.
-    """
-    caption = found.get(name)
-    if not isinstance(caption, str) or not caption.strip():
-        raise BadSample(setting, where, NO_CAPTION, f"its json has no text {name!r}")
-    return caption.strip()
 
 
 def _read(prefix: Prefix, place: Place) -> dict[str, bytes]:

@@ -1,9 +1,8 @@
 """`ldm verify`: which shards this process checks, which it need not, and the account of it."""
 
 import json
-import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -21,6 +20,7 @@ from data.manifest import (
     sha256,
 )
 from data.progress import progress
+from data.ranks import Ranks, this_rank
 from data.say import say
 from data.storage import Prefix, open_prefix
 from data.verify.index import Checked, unreadable
@@ -49,13 +49,13 @@ def verify(config: VerifyCommand) -> int:
         UserError: There is no dataset, or `out` cannot be written or holds something else.
     """
     started = time.perf_counter()
-    rank, world_size = rank_of(os.environ)
+    ranks = this_rank()
     data = _open(config.data.url)
     records = _records(config, data)
-    tasks = [task for task in _tasks(config, data) if task.number % world_size == rank]
+    tasks = ranks.own(list(_tasks(config, data)))
     before = {name for name in records.names() if name.endswith(".json")} if records else set()
     due = [task for task in tasks if _record_name(task) not in before]
-    faults = [] if rank else [*_manifest_faults(data), *_empty_text_faults(data)]
+    faults = [] if ranks.rank else [*_manifest_faults(data), *_empty_text_faults(data)]
     num_bytes = 0
     for fault in faults:
         say(f"broken: {fault}")
@@ -69,29 +69,14 @@ def verify(config: VerifyCommand) -> int:
                 records.write(_record_name(task), canonical_json(asdict(shard)) + b"\n")
             faults += found
             meter.advance(task.samples)
-    if rank == 0 and not config.samples:
+    if ranks.rank == 0 and not config.samples:
         _say_notes(data)
     if config.out:
-        name = "broken.json" if world_size == 1 else f"broken-{rank}-of-{world_size}.json"
-        open_prefix(config.out, "out").write(name, _report(data, faults))
-    _say_end(data, due, len(tasks) - len(due), faults, num_bytes, time.perf_counter() - started)
+        of_rank = "" if ranks.world_size == 1 else f"-{ranks.rank}-of-{ranks.world_size}"
+        open_prefix(config.out, "out").write(f"broken{of_rank}.json", _report(data, faults))
+    before_now, seconds = len(tasks) - len(due), time.perf_counter() - started
+    _say_end(data, ranks, due, before_now, faults, num_bytes, seconds)
     return 1 if faults else 0
-
-
-def rank_of(environment: "os._Environ[str] | dict[str, str]") -> tuple[int, int]:
-    """This process's rank and the number of ranks, as torchrun sets them.
-
-    Raises:
-        UserError: They are no such numbers.
-    """
-    rank, world_size = environment.get("RANK", "0"), environment.get("WORLD_SIZE", "1")
-    if not (rank.isdecimal() and world_size.isdecimal() and int(rank) < int(world_size)):
-        raise UserError(
-            f"RANK={rank} WORLD_SIZE={world_size}",
-            "are no rank of a world",
-            "unset both, or start it with torchrun",
-        )
-    return int(rank), int(world_size)
 
 
 def _open(url: str) -> Checked:
@@ -127,7 +112,7 @@ def _tasks(config: VerifyCommand, data: Checked) -> Iterator[Task]:
         yield Task(number, len(rows), partial(drawn_faults, data, shards[number], rows))
 
 
-def _results(tasks: list[Task], threads: int) -> Iterator[tuple[Task, tuple[list[Fault], int]]]:
+def _results(tasks: Sequence[Task], threads: int) -> Iterator[tuple[Task, tuple[list[Fault], int]]]:
     """What the tasks find, in their order."""
     with ThreadPoolExecutor(threads, thread_name_prefix="verify") as pool:
         futures = [pool.submit(task.run) for task in tasks]
@@ -187,6 +172,7 @@ def _report(data: Checked, faults: list[Fault]) -> bytes:
 
 def _say_end(
     data: Checked,
+    ranks: Ranks,
     done: list[Task],
     before: int,
     faults: list[Fault],
@@ -195,9 +181,12 @@ def _say_end(
 ) -> None:
     samples = sum(task.samples for task in done)
     broken = len({fault.file for fault in faults})
+    # A batch script under Slurm is rank 0 of all its tasks, whether or not others run.
+    which = f"rank {ranks.rank} of {ranks.world_size}: " if ranks.world_size > 1 else ""
+    megabytes = num_bytes / 1e6
     say(
-        f"verify: {samples:,} samples in {len(done):,} shards checked now, {before:,} shards "
-        f"before, {broken:,} files broken; {num_bytes / 1e6:,.1f} MB in {seconds:,.1f} s "
-        f"({num_bytes / 1e6 / max(seconds, 1e-9):,.0f} MB/s); "
+        f"verify: {which}{samples:,} samples in {len(done):,} shards checked now, "
+        f"{before:,} shards before, {broken:,} files broken; "
+        f"{megabytes:,.1f} MB in {seconds:,.1f} s ({megabytes / max(seconds, 1e-9):,.0f} MB/s); "
         f"fingerprint {data.manifest.fingerprint}"
     )

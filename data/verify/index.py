@@ -7,9 +7,8 @@ from numpy.typing import NDArray
 
 from conf.errors import UserError
 from data.manifest import MAX_INDEX_BYTES, Manifest, Shard, sha256
-from data.npy import parse_npy
 from data.storage import Prefix
-from data.tar import index_dtype
+from data.tar import parse_index
 from data.verify.sample import Fault
 
 BLOCK = 512  # bytes; the unit of a tar
@@ -67,26 +66,10 @@ def read_index(data: Checked, shard: Shard) -> tuple[list[Fault], NDArray[np.voi
             len(content),
         )
     try:
-        return [], parse_index(content, data.manifest, shard), len(content)
+        index = parse_index(content, len(data.manifest.members), shard.buckets)
+        return [], index, len(content)
     except ValueError as error:
         return [Fault(shard.index, "index", f"is no index: {error}")], None, len(content)
-
-
-def parse_index(content: bytes, manifest: Manifest, shard: Shard) -> NDArray[np.void]:
-    """An index from its file.
-
-    Raises:
-        ValueError: It is none, or not one of that shard.
-    """
-    index = parse_npy(content)
-    names = index.dtype.names or ()
-    width = index.dtype["key"].itemsize if "key" in names else 0
-    if index.dtype != index_dtype(width, len(manifest.members)) or index.ndim != 1:
-        raise ValueError("its rows are of another kind")
-    counts = np.bincount(index["bucket"], minlength=len(manifest.buckets)).tolist()
-    if tuple(counts) != shard.buckets:
-        raise ValueError(f"has {counts} samples of the buckets, the manifest {[*shard.buckets]}")
-    return index
 
 
 def layout(

@@ -79,7 +79,8 @@ def drawn_samples(counts: Sequence[int], samples: int, seed: int) -> dict[int, N
 def sample_fault(members: Sequence[str], manifest: Manifest) -> str | None:
     """What a sample lacks, or None."""
     if manifest.kind == "latents":
-        lacks = [name for name in manifest.members if name not in members]
+        needed = (name for name in manifest.members if name != META)  # tars of others may have none
+        lacks = [name for name in needed if name not in members]
         return f"has no {lacks[0]}" if lacks else None
     return None if {*members} & {*IMAGE_EXTENSIONS} else "has no image"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from tests.helpers.datasets import run_shard, tiny_images
+from tests.helpers.datasets import run_shard, tiny_images, write_images
 
 
 @pytest.fixture(params=["local", "memory", "s3"])
@@ -32,6 +32,13 @@ def images(tmp_path: Path) -> Path:
     folder = tmp_path / "images"
     tiny_images(folder, 10, 16)
     return folder
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    """A dataset of 3 and 2 images."""
+    write_images(str(tmp_path / "raw"), 3, 2)
+    return tmp_path / "raw"
 
 
 @pytest.fixture(scope="session")

@@ -15,9 +15,8 @@ from data.manifest import NAME, parse_manifest, sha256
 from data.progress import SUMMARY
 from data.sift import SKIPPED
 from data.storage import open_prefix
-from data.tar import read_member
 from tests.helpers.datasets import files_of, run_shard, tiny_image
-from tests.helpers.tars import PNG, make_tar, tar_header, tar_sample, write_tars
+from tests.helpers.tars import PNG, indexed_member, make_tar, tar_header, tar_sample, write_tars
 
 
 def _adopt(source, out, *overrides):
@@ -38,7 +37,7 @@ def _samples(source, out):
         assert tuple(counts) == shard.buckets
         for row in rows:
             members = {
-                extension: read_member(content, 0, row, column, "")
+                extension: indexed_member(content, row, column)
                 for column, extension in enumerate(manifest.members)
             }
             found = {name: member for name, member in members.items() if member is not None}
@@ -87,6 +86,11 @@ def test_tars_are_indexed_where_they_are(url, same):
     assert _adopt(url, out, "size=32", "buckets.max_aspect=2", "buckets.step=8") == manifest
 
 
+def test_a_slash_at_the_end_is_no_other_place(url):
+    write_tars(url, a=make_tar(*tar_sample(0)))
+    assert _adopt(url, f"{url}/").samples == 1
+
+
 def test_the_bucket_is_that_of_the_upright_image(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -112,6 +116,16 @@ def test_captions_may_come_from_the_json(tmp_path):
     assert [key for key, *_ in _samples(tmp_path / "in", tmp_path / "out")] == ["a~~000000000"]
     (part,) = json.loads((tmp_path / "out" / SUMMARY).read_bytes())
     assert part["bad"] == {"no caption": 3}
+
+
+def test_other_captions_are_another_dataset(tmp_path):
+    """Though not a byte of tars and indexes differs: a cache of one is none of the other."""
+    write_tars(tmp_path / "in", a=make_tar(*tar_sample(0, meta={"one": "a", "two": "b"})))
+    fingerprints = {
+        _adopt(tmp_path / "in", tmp_path / field, f"source.caption_field={field}").fingerprint
+        for field in ("one", "two", "null")
+    }
+    assert len(fingerprints) == 3
 
 
 @pytest.mark.parametrize("processes", [1, 2])

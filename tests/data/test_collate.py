@@ -10,12 +10,12 @@ from data.collate import ImageCollator, caption_of, image_of, latent_batch, meta
 from data.corpus import Corpus
 from data.image import BadImage, encode_png, fit
 from data.sample import MOMENTS, TEXT, RawSample
-from data.shard import IMAGE_MEMBERS
 from data.stream import open_dataset
 from data.tar import CorruptShard
 from tests.helpers.datasets import (
     BUCKETS,
     CHANNELS,
+    IMAGE_MEMBERS,
     LATENT_MEMBERS,
     LATENT_SIZE,
     TEXT_WIDTH,
@@ -106,6 +106,19 @@ def test_a_caption_may_come_from_the_json(tmp_path):
     write_dataset(str(tmp_path), [samples], IMAGE_MEMBERS)
     dataset = open_dataset(str(tmp_path), "images")
     dataset.manifest.settings["caption_field"] = "alt"
+    assert caption_of(dataset.read(0, 0), dataset) == "a cat"
+
+
+@pytest.mark.parametrize("field", [None, "alt"])
+def test_captions_of_others_are_what_resharding_would_make_of_them(tmp_path, field):
+    members = {
+        "png": encode_png(tiny_image(0)),
+        "txt": b"\xef\xbb\xbf a cat\r\n",
+        "json": b'{"alt": " a cat\\n"}',
+    }
+    write_dataset(str(tmp_path), [[RawSample("a", members)]], IMAGE_MEMBERS)
+    dataset = open_dataset(str(tmp_path), "images")
+    dataset.manifest.settings["caption_field"] = field
     assert caption_of(dataset.read(0, 0), dataset) == "a cat"
 
 

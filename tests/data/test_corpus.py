@@ -71,6 +71,21 @@ def test_every_sample_of_a_part_comes_once_before_any_comes_again(bucketed, weig
             assert len(set(own[start : start + part.samples])) == part.samples
 
 
+def test_no_shard_is_opened_twice_in_an_epoch(tmp_path):
+    """Not even of the largest blocks, and where buckets come to the borders of theirs apart."""
+    write_bucketed(str(tmp_path), *["01"] * 130)
+    corpus = open_corpus(DataConfig(url=str(tmp_path), block_shards=32), "images", 4)
+    open_shard = corpus.main.open_shard
+    for start in range(0, 260 - 4, 4):
+        for _, shard in corpus.shards_ahead(start):
+            open_shard(shard)
+        for sample in corpus.locate(range(start, start + 4)):
+            open_shard(sample.shard)
+        if start < 96:  # places at which the next epoch is not looked at
+            assert open_shard.cache_info().misses <= 130
+    assert open_shard.cache_info().misses <= 130 + 2 * 32
+
+
 def test_samples_come_as_often_as_they_are_without_weights(bucketed):
     corpus = _corpus(bucketed)
     counts = Counter(corpus.locate(range(21 * 400)))

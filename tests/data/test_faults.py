@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from s3fs import S3FileSystem
 
 from conf.errors import RunError, UserError
-from data import retry, storage
+from data import ranged, retry, storage
 from data.retry import Patience, ShortBody, StoppedWaiting, backoff, persist
 from data.s3 import without_own_loop
 from data.storage import open_prefix
@@ -139,6 +139,17 @@ def test_a_body_cut_short_is_read_again(proxy, prefix, fault):
     assert proxy.done[fault] == 2
 
 
+def test_an_open_file_lives_through_faults(proxy, prefix, monkeypatch):
+    """A search of tars goes on for hours, and a fault is no reason to call one damaged."""
+    monkeypatch.setattr(ranged, "BUFFER", 1000)
+    content = os.urandom(20_000)
+    prefix.write("a", content)
+    with prefix.open("a") as file:
+        proxy.planned.extend([None, Fault.SHORT, Fault.BROKEN, Fault.CUT] * 3)
+        assert b"".join(iter(lambda: file.read(700), b"")) == content
+    assert proxy.done[Fault.SHORT] and proxy.done[Fault.BROKEN] and proxy.done[Fault.CUT]
+
+
 def test_a_large_file_is_read_in_pieces_that_are_checked(proxy, prefix, monkeypatch):
     monkeypatch.setattr(storage, "PIECE", 1000)
     content = os.urandom(10_500)
@@ -194,6 +205,7 @@ def test_the_tries_of_the_clients_do_not_multiply(proxy, prefix):
 
 
 def test_a_local_file_is_tried_once(tmp_path, monkeypatch):
+    (tmp_path / "a").touch()
     tries = []
 
     def slow(self, path, **_):
@@ -253,6 +265,7 @@ def test_a_store_that_is_gone_is_waited_for_and_this_is_said(proxy, bare, capsys
 def test_threads_that_wait_together_say_so_once(proxy, bare, capsys, monkeypatch):
     monkeypatch.setattr(retry, "_last_said", -float("inf"))
     hasty = replace(bare, patience=replace(HASTY, say_every=0.6))
+    assert not bare.exists("a")  # it has answered once
     proxy.stop()
 
     def give_up(number):

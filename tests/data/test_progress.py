@@ -5,7 +5,8 @@ import sys
 import pytest
 
 from data import progress as module
-from data.progress import SUMMARY, peak_memory, progress, read_summary, say, write_summary
+from data.progress import SUMMARY, peak_memory, progress, read_summary, write_summary
+from data.say import say
 from data.storage import open_prefix
 
 

@@ -37,7 +37,7 @@ def _no_launcher(monkeypatch):
 def test_a_launcher_says_which_rank_this_is(monkeypatch, environment, expected):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert this_rank(None, None) == expected
+    assert this_rank() == expected
     assert this_rank(1, 5) == Ranks(1, 5)
 
 
@@ -46,7 +46,7 @@ def test_an_environment_that_makes_no_sense_is_refused(monkeypatch, rank, world_
     monkeypatch.setenv("RANK", rank)
     monkeypatch.setenv("WORLD_SIZE", world_size)
     with pytest.raises(UserError, match=f"^RANK={rank} WORLD_SIZE={world_size}: "):
-        this_rank(None, None)
+        this_rank()
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 7])

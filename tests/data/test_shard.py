@@ -9,10 +9,9 @@ from conf.schema import VerifyCommand
 from data import ingest
 from data import shard as module
 from data.image import decode_image, encode_png
-from data.ingest import shard_names
 from data.manifest import NAME, parse_manifest, sha256
 from data.progress import SUMMARY
-from data.shard import finished_shard
+from data.shard import finished_shard, shard_names
 from data.storage import open_prefix
 from data.stream import open_dataset
 from data.tar import index_tar

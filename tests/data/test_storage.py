@@ -1,13 +1,17 @@
 import errno
+import io
 import os
+import random
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from s3fs import S3FileSystem
 
 from conf.errors import UserError
+from data import ranged, storage
 from data.storage import SCHEMES, open_prefix
 from tests.helpers.datasets import files_of
 
@@ -190,6 +194,14 @@ def test_too_little_room_is_found_before_the_work(local):
     assert local.names() == []
 
 
+def test_what_an_earlier_process_wrote_needs_no_room_again(local, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=1_000_000))
+    local.write("shards/a.tar", bytes(9_500_000))
+    local.require_writable(10_000_000)
+    error = _refused(local.require_writable, 12_000_000)
+    assert error.wrong.startswith("1 MB are free and about 2 MB are needed")
+
+
 @pytest.mark.parametrize("below", ["", "/below", "/far/below"])
 def test_a_file_is_no_folder(tmp_path, below):
     (tmp_path / "file").write_text("kept")
@@ -273,3 +285,45 @@ def test_a_file_is_opened_at_any_place_and_its_version_is_that_of_the_listing(ur
     for read in (prefix.open, prefix.version):
         with pytest.raises(FileNotFoundError):
             read("a/none")
+
+
+def test_reading_an_open_file_goes_on_from_where_it_was(url, monkeypatch):
+    monkeypatch.setattr(ranged, "BUFFER", 4)
+    prefix, content = open_prefix(url, "out"), bytes(range(100))
+    prefix.write("a", content)
+    chance, local = random.Random(0), io.BytesIO(content)
+    with prefix.open("a") as file:
+        assert file.seekable() and file.readable() and not file.writable()
+        for _ in range(300):
+            whence, length = chance.choice([0, 0, 1, 2]), chance.randrange(-1, 30)
+            offset = {0: chance.randrange(120), 1: 3, 2: -chance.randrange(100)}[whence]
+            if chance.random() < 0.5:
+                assert file.seek(offset, whence) == local.seek(offset, whence) == file.tell()
+            assert file.read(length) == local.read(length)
+
+
+@pytest.mark.parametrize("tag", ["ETag", "etag", "blob_id", "mtime", "Last-Modified"])
+def test_a_version_tells_files_of_one_size_apart(tag):
+    """Each storage has its own name for what changes with the content."""
+    one, other = ({"size": 3, "type": "file", tag: value} for value in "ab")
+    assert storage._version(one) != storage._version(other)
+
+
+def test_a_version_follows_a_link(tmp_path):
+    (tmp_path / "file").write_text("one")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "link").symlink_to(tmp_path / "file")
+    prefix = open_prefix(str(tmp_path / "folder"), "out")
+    found = set()
+    for second in range(3):
+        os.utime(tmp_path / "file", (second, second))
+        assert prefix.files() == {"link": prefix.version("link")}
+        found.add(prefix.version("link"))
+    assert len(found) == 3
+
+
+def test_writers_of_one_file_never_share_what_is_not_whole_yet(tmp_path):
+    """Not on two nodes either, where processes and threads may have the same numbers."""
+    whole_file, name = storage._whole_file, tmp_path / "a"
+    with whole_file(name, b"1") as one, whole_file(name, b"2") as other:
+        assert (one.read_bytes(), other.read_bytes()) == (b"1", b"2")

@@ -10,11 +10,11 @@ from conf.errors import UserError
 from data.manifest import sha256
 from data.ranges import read_spans
 from data.sample import RawSample
-from data.shard import IMAGE_MEMBERS
 from data.storage import Prefix, open_prefix
 from data.stream import Dataset, open_dataset
 from data.tar import CorruptShard, index_tar
 from tests.helpers.datasets import (
+    IMAGE_MEMBERS,
     LATENT_MEMBERS,
     flip_bit,
     latent_samples,
@@ -24,13 +24,6 @@ from tests.helpers.datasets import (
     write_images,
     write_latents,
 )
-
-
-@pytest.fixture
-def raw(tmp_path):
-    """The prefix of a dataset of 3 and 2 samples."""
-    write_images(str(tmp_path / "raw"), 3, 2)
-    return tmp_path / "raw"
 
 
 def _read_all(dataset):
@@ -227,7 +220,7 @@ def test_an_index_that_does_not_fit_its_manifest_is_refused(raw):
         index_tar(content, ("png",), ""),
         index_tar(content, IMAGE_MEMBERS, "")[["key", "offset"]],
     ):
-        with pytest.raises(CorruptShard, match="does not fit the manifest"):
+        with pytest.raises(CorruptShard, match="is no index that fits"):
             _pinning(raw, _dump(index)).read(0, 0)
 
 

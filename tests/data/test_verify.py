@@ -12,15 +12,15 @@ from conf.errors import UserError
 from data.arrays import dump_array
 from data.manifest import EMPTY_TEXT, NAME
 from data.npy import parse_npy
+from data.ranks import LAUNCHERS
 from data.sample import MOMENTS, TEXT, RawSample
-from data.shard import IMAGE_MEMBERS
 from data.storage import Prefix, open_prefix
 from data.stream import open_dataset
 from data.tar import index_tar, write_tar
-from data.verify.command import rank_of
 from data.verify.sample import drawn_samples
 from tests.helpers.damage import change_index, manifest_of, repin, run_verify
 from tests.helpers.datasets import (
+    IMAGE_MEMBERS,
     LATENT_MEMBERS,
     files_of,
     flip_bit,
@@ -47,12 +47,6 @@ def _only_fault(capsys, url, **settings):
     assert run_verify(url, **settings) == 1
     (fault,) = _faults(capsys)
     return fault
-
-
-@pytest.fixture
-def raw(tmp_path):
-    write_images(str(tmp_path / "raw"), 3, 2)
-    return tmp_path / "raw"
 
 
 @pytest.fixture
@@ -406,6 +400,18 @@ def test_the_empty_caption_is_checked(tmp_path, capsys):
     assert _only_fault(capsys, tmp_path) == f"{EMPTY_TEXT}: is missing"
 
 
+def test_latents_of_tars_without_json_are_whole(tmp_path, capsys):
+    write_latents(str(tmp_path / "usual"), 3)
+    specs = {name: getattr(manifest_of(tmp_path / "usual"), name) for name in ("latents", "text")}
+    samples = latent_samples(3)
+    for sample in samples:
+        del sample.members["json"]
+    write_dataset(str(tmp_path / "bare"), [samples], LATENT_MEMBERS, **specs)
+    (tmp_path / "bare" / EMPTY_TEXT).write_bytes((tmp_path / "usual" / EMPTY_TEXT).read_bytes())
+    assert run_verify(tmp_path / "bare", decode=True) == 0, _faults(capsys)
+    assert run_verify(tmp_path / "bare", samples=3) == 0, _faults(capsys)
+
+
 # --- which samples are drawn
 
 
@@ -509,26 +515,22 @@ def _sampled(capsys, url):
 # --- ranks, threads and records
 
 
-def test_ranks_share_the_shards(tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("names", LAUNCHERS)
+def test_ranks_share_the_shards(tmp_path, capsys, monkeypatch, names):
     data, out = tmp_path / "data", tmp_path / "out"
     manifest = write_images(str(data), 1, 2, 3, 4, 5)
     (data / "shards" / "00004.tar").write_bytes(b"")
     for rank, code, said in ((0, 1, "9 samples in 3 shards"), (1, 0, "6 samples in 2 shards")):
-        monkeypatch.setenv("RANK", str(rank))
-        monkeypatch.setenv("WORLD_SIZE", "2")
+        for name, value in zip(names, (rank, 2), strict=True):
+            monkeypatch.setenv(name, str(value))
         assert run_verify(data, out=str(out)) == code
-        assert f"verify: {said} checked now, 0 shards before" in _lines(capsys)[-1]
+        assert (
+            f"verify: rank {rank} of 2: {said} checked now, 0 shards before" in _lines(capsys)[-1]
+        )
     assert sorted(file.stem for file in (out / "whole" / manifest.fingerprint).iterdir()) == [
         f"{i:06d}" for i in range(4)
     ]
     assert (out / "broken-0-of-2.json").exists() and (out / "broken-1-of-2.json").exists()
-
-
-@pytest.mark.parametrize(("rank", "world"), [("2", "2"), ("x", "2"), ("0", "0"), ("-1", "2")])
-def test_no_rank_of_a_world_is_refused(rank, world):
-    with pytest.raises(UserError, match="no rank of a world"):
-        rank_of({"RANK": rank, "WORLD_SIZE": world})
-    assert rank_of({}) == (0, 1) and rank_of({"RANK": "1", "WORLD_SIZE": "3"}) == (1, 3)
 
 
 def test_a_rerun_checks_what_was_not_found_whole(url, tmp_path, capsys):

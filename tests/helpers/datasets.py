@@ -19,10 +19,11 @@ from data.image import encode_png
 from data.ingest import make_dataset
 from data.manifest import EMPTY_TEXT, LatentSpec, Manifest, TextSpec, sha256
 from data.sample import CAPTION, META, MOMENTS, TEXT, RawSample
-from data.shard import IMAGE_MEMBERS, begin_dataset, commit_dataset, commit_shard
+from data.shard import begin_dataset, commit_dataset, commit_shard
 from data.sources import build_source, open_part
 from data.storage import open_prefix
 
+IMAGE_MEMBERS = ("png", CAPTION, META)
 LATENT_MEMBERS = (MOMENTS, TEXT, META)
 CHANNELS, LATENT_SIZE, TEXT_WIDTH = 2, 4, 3
 

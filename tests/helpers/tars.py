@@ -7,6 +7,7 @@ from typing import Any
 
 from data.image import encode_png
 from data.storage import open_prefix
+from data.tar import Member as IndexedMember
 from tests.helpers.datasets import tiny_image
 
 PNG = [encode_png(tiny_image(i, 16)) for i in range(6)]
@@ -45,6 +46,21 @@ def tar_header(name: str, kind: bytes, link: str = "000000000.png") -> tarfile.T
     item = tarfile.TarInfo(name)
     item.type, item.linkname = kind, link
     return item
+
+
+def indexed_member(content: bytes, row: Any, column: int) -> bytes | None:
+    """A member of a tar where its index says, checked; None if the sample has none.
+
+    Args:
+        content: The tar.
+        row: The sample's row of the index.
+        column: The member's column.
+    """
+    offset, length, crc32 = (int(row[name][column]) for name in ("offset", "length", "crc32"))
+    if length < 0:
+        return None
+    there = memoryview(content)[offset : offset + length]
+    return IndexedMember(there, offset, length, crc32, "here").copy()
 
 
 def write_tars(url: Any, **tars: bytes) -> None:

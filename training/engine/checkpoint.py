@@ -14,7 +14,7 @@ from torch import Tensor
 
 from conf.errors import RunError, UserError
 from data.manifest import sha256
-from data.progress import say
+from data.say import say
 from data.storage import Prefix
 from training.engine.fragments import Fragment, collect_fragments, restore_fragments
 from training.engine.strategy import Engine

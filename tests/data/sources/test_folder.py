@@ -1,3 +1,4 @@
+import json
 import os
 import re
 
@@ -8,13 +9,23 @@ from PIL import Image
 from conf.errors import UserError
 from conf.groups import FolderSource
 from data.image import encode_png
+from data.manifest import canonical_json, sha256
+from data.sources import BadSample, folder
 from data.storage import open_prefix
 from data.tar import split_name
-from tests.helpers.datasets import files_of, tiny_image, tiny_images, whole_source
+from tests.helpers.datasets import files_of, run_shard, tiny_image, tiny_images, whole_source
 
 
-def _folder(path):
-    return whole_source(FolderSource(path=str(path)))
+def _folder(path, **settings):
+    return whole_source(FolderSource(path=str(path), **settings))
+
+
+def _fault(source, key):
+    """The kind of what is wrong with a pair."""
+    with pytest.raises(BadSample) as caught:
+        source.pair(key)
+    assert "\n" not in str(caught.value) and caught.value.where == f"{key}.png"
+    return caught.value.kind
 
 
 def _refused(path):
@@ -97,6 +108,112 @@ def test_a_caption_mended_at_the_same_length_is_another_source(tmp_path):
     (tmp_path / "000.txt").write_text("caption 1\n")
     os.utime(tmp_path / "000.txt", ns=(1, 1))
     assert _folder(tmp_path).settings != before
+
+
+def test_a_folder_of_texts_alone_is_the_source_that_it_always_was(tmp_path):
+    """Datasets that were begun with an earlier version can be taken up."""
+    tiny_images(tmp_path, 2, 16)
+    files = open_prefix(str(tmp_path), "out").files()
+    assert _folder(tmp_path).settings == {
+        "path": str(tmp_path),
+        "count": 2,
+        "content": sha256(canonical_json([(name, files[name]) for name in sorted(files)])),
+    }
+
+
+# --- json beside the images
+
+
+@pytest.fixture
+def jsons(tmp_path):
+    """000 has a .txt alone, 001 a .json too, and 002 a .json alone."""
+    tiny_images(tmp_path, 3, 16)
+    (tmp_path / "002.txt").unlink()
+    for i in (1, 2):
+        meta = {"caption": f"json {i}", "alt": f"alt {i}", "score": i, "original_size": 9}
+        (tmp_path / f"00{i}.json").write_text(json.dumps(meta))
+    return tmp_path
+
+
+def test_a_caption_is_the_text_or_else_the_jsons(jsons):
+    source = _folder(jsons)
+    assert source.keys == ("000", "001", "002")
+    assert [source.pair(key).caption for key in source.keys] == ["caption 0", "caption 1", "json 2"]
+
+
+def test_a_field_that_is_named_is_the_caption_whatever_a_text_says(jsons):
+    source = _folder(jsons, caption_field="alt")
+    assert source.keys == ("001", "002")
+    assert [source.pair(key).caption for key in source.keys] == ["alt 1", "alt 2"]
+    assert source.settings["caption_field"] == "alt"
+
+
+def test_what_a_json_says_comes_with_the_pair(jsons):
+    source = _folder(jsons)
+    assert source.pair("000").meta == {"group": "000", "original_size": [16, 16]}
+    assert source.pair("001").meta == {
+        "alt": "alt 1",
+        "caption": "json 1",
+        "group": "001",
+        "original_size": [16, 16],
+        "score": 1,
+    }
+
+
+def test_filters_go_by_what_a_json_says(jsons, tmp_path_factory):
+    out = tmp_path_factory.mktemp("out")
+    settings = ("source=folder", f"source.path={jsons}")
+    assert run_shard(out, *settings, "filter.fields=['score>=2']").samples == 1
+
+
+@pytest.mark.parametrize("field", [None, "alt"])
+def test_a_json_that_changed_is_another_source(jsons, field):
+    before = _folder(jsons, caption_field=field).settings
+    os.utime(jsons / "001.json", ns=(1, 1))
+    assert _folder(jsons, caption_field=field).settings != before
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        ("", "bad json"),
+        ("[]", "bad json"),
+        ('{"caption": "\\ud800"}', "bad json"),
+        ("[" * 100_000, "bad json"),
+        ("{}", "no caption"),
+        ('{"caption": " "}', "no caption"),
+        ('{"caption": 3}', "no caption"),
+        (" " * 2000, "too large"),
+    ],
+)
+def test_a_json_that_cannot_be_used_is_named(jsons, monkeypatch, content, kind):
+    monkeypatch.setattr(folder, "MAX_TEXT_BYTES", 150_000 if "[" in content else 1000)
+    (jsons / "002.json").write_text(content)
+    assert _fault(_folder(jsons), "002") == kind
+    if kind != "no caption":  # nor is it passed over where it is not asked for a caption
+        (jsons / "001.json").write_text(content)
+        assert _fault(_folder(jsons), "001") == kind
+
+
+def test_a_byte_order_mark_is_no_part_of_a_caption(jsons):
+    for name in ("001.txt", "002.json"):
+        (jsons / name).write_bytes(b"\xef\xbb\xbf" + (jsons / name).read_bytes())
+    source = _folder(jsons)
+    assert [source.pair(key).caption for key in source.keys] == ["caption 0", "caption 1", "json 2"]
+
+
+# --- what is refused
+
+
+@pytest.mark.parametrize("name", ["001.png", "001.txt", "001.json"])
+@pytest.mark.parametrize("link", [True, False])
+def test_a_file_that_is_gone_is_named(jsons, name, link):
+    if link:
+        (jsons / name).rename(jsons / "elsewhere")
+        (jsons / name).symlink_to(jsons / "elsewhere")
+    source = _folder(jsons)
+    (jsons / ("elsewhere" if link else name)).unlink()
+    assert _fault(source, "001") == "no such file"
 
 
 @pytest.mark.parametrize("name", ["", "missing"])

@@ -12,9 +12,9 @@ import numpy as np
 from data.arrays import dump_array
 from data.manifest import NAME, Manifest, Shard, sha256
 from data.sample import CAPTION, META, MOMENTS, TEXT, RawSample
-from data.shard import IMAGE_MEMBERS
 from data.tar import index_tar, write_tar
 from tests.helpers.datasets import (
+    IMAGE_MEMBERS,
     LATENT_MEMBERS,
     latent_samples,
     raw_samples,
