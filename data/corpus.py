@@ -58,6 +58,9 @@ class Corpus:
         seed: Of all permutations.
         block_shards: Shards of a part that are shuffled together.
         batch_size: Samples of a global batch.
+
+    Attributes:
+        look_every: After how many places `shards_ahead` is to be asked again.
     """
 
     def __init__(
@@ -82,6 +85,9 @@ class Corpus:
             order = Order(part.counts, derived(seed, part.dataset), block_shards, part.first)
             share = shares[part.dataset] * part.samples / sizes[part.dataset]
             by_bucket.setdefault(bucket, []).append((order, share))
+        # Who looks ahead sees this block and the next: half a block later it is time to look again.
+        blocks = (part.samples * block_shards // len(part.counts) for part in self.parts)
+        self.look_every = max(1, min(blocks) // 2)
         turns, turns_of_buckets = derived(seed, len(datasets)), derived(seed, len(datasets) + 1)
         buckets = [(mixed(parts, turns, 1), _total(parts)) for parts in by_bucket.values()]
         self.order = mixed(buckets, turns_of_buckets, batch_size)

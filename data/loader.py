@@ -12,7 +12,6 @@ from data.order import rank_places
 
 T = TypeVar("T")
 OPENERS = 2  # threads that open shards before they are needed
-BATCHES_BETWEEN_LOOKS = 16  # micro-batches from one look ahead to the next
 
 
 def read_ahead(jobs: Iterable[Callable[[], T]], threads: int) -> Generator[T]:
@@ -134,8 +133,10 @@ def batches(
 
     def jobs() -> Iterator[Callable[[], T]]:
         asked: set[tuple[int, int]] = set()
-        for number, part in enumerate(places):
-            if number % BATCHES_BETWEEN_LOOKS == 0:
+        looked = range(0)
+        for part in places:
+            if part.start not in looked:
+                looked = range(part.start, part.start + corpus.look_every)
                 ahead = own_share_first(corpus.shards_ahead(part.start))
                 for dataset, shard in ahead:
                     if (dataset, shard) not in asked:  # what fails is told where it is needed

@@ -87,7 +87,7 @@ def write_summary(
         command: The command's name.
         samples: Samples that it worked on.
         seconds: Wall-clock seconds.
-        peak_memory: Bytes, over all of the command's processes.
+        peak_memory: Bytes, of the processes that the command counts.
         more: Further figures, JSON-ready.
     """
     part = {

@@ -75,7 +75,7 @@ class Place:
 
     @property
     def key(self) -> str:
-        """The sample's key in a dataset of several tars. No name has two signs together in it."""
+        """The sample's key in a dataset of several tars; `safe_key` never gives an empty pair."""
         return f"{safe_key(self.tar.removesuffix('.tar'))}~~{safe_key(self.stem)}"
 
     @property

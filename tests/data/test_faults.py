@@ -207,6 +207,7 @@ def test_the_tries_of_the_clients_do_not_multiply(proxy, prefix):
 def test_a_local_file_is_tried_once(tmp_path, monkeypatch):
     (tmp_path / "a").touch()
     tries = []
+    (tmp_path / "a").write_bytes(b"1")
 
     def slow(self, path, **_):
         tries.append(path)

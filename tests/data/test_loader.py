@@ -57,6 +57,24 @@ def test_jobs_run_at_the_same_time():
     assert len(list(read_ahead([both.wait] * 2, threads=2))) == 2
 
 
+@pytest.mark.parametrize("world_size", [1, 4, 16])
+def test_shards_are_asked_for_before_they_are_read_whatever_the_batch(tmp_path, world_size):
+    """A global batch of many ranks may be longer than a block."""
+    write_images(str(tmp_path), *[4] * 20)
+    corpus = Corpus([open_dataset(str(tmp_path), "images")], None, 0, 2, world_size)
+    asked, shards_ahead = {}, corpus.shards_ahead
+
+    def asking(place):
+        asked[place] = shards_ahead(place)
+        return asked[place]
+
+    corpus.shards_ahead = asking
+    places = (range(start, start + 1) for start in range(0, 400, world_size))
+    for read in batches(corpus, lambda corpus, places: places, places, 1):
+        last = max(place for place in asked if place <= read.start)
+        assert {(0, sample.shard) for sample in corpus.locate(read)} <= set(asked[last])
+
+
 def test_an_error_comes_out_at_its_place():
     def fail():
         raise CorruptShard("here")
@@ -146,7 +164,7 @@ def test_a_damaged_sample_stops_the_batches_at_its_place(tmp_path):
 
 
 def test_shards_are_opened_before_their_samples_are_due(tmp_path):
-    corpus = _corpus(tmp_path, *[2] * 12)
+    corpus = _corpus(tmp_path, *[20] * 12)
     read = batches(corpus, WHOLE, (range(i, i + 2) for i in itertools.count(0, 2)), threads=1)
     next(read)
     deadline = time.monotonic() + 10
