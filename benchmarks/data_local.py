@@ -34,8 +34,7 @@ def one_process(folder: Path, repeats: int) -> str:
     first: dict[tuple[Contestant, str], list[float]] = {key: [] for key in product(ALL, kinds)}
     for _ in range(repeats):
         for contestant, kind in product(ALL, kinds):
-            options = ["--workers=1"] if contestant is LATENT_FOUNDRY else []
-            figures = read(folder, contestant, kind, *options)
+            figures = read(folder, contestant, kind)
             first[contestant, kind].append(figures["first_pass"])
             warm[contestant, kind].append(figures["rate"])
     columns = ["loader"]
@@ -89,10 +88,8 @@ def all_cores(folder: Path, repeats: int) -> str:
 
 def _settings(contestant: Contestant) -> list[str]:
     """Threads or worker processes of one process, or processes that each read by themselves."""
-    ours = contestant is LATENT_FOUNDRY
-    alone = (
-        ["1 thread", "2 threads", "3 threads"] if ours else ["0 workers", "1 worker", "2 workers"]
-    )
+    unit = "threads" if contestant is LATENT_FOUNDRY else "workers"
+    alone = [f"{number} {unit}" for number in range(4 if unit == "threads" else 3)]
     # mosaicml-streaming's processes would have to be ranks of torch.distributed.
     return alone if contestant is MOSAIC else [*alone, "2 processes"]
 

@@ -310,7 +310,9 @@ class DatasetConfig:
 class ReadingConfig(DatasetConfig):
     """A dataset that is read while something is computed."""
 
-    threads: int = setting("reading threads of a rank", 2, low=1, high=64)
+    threads: int = setting(
+        "reading threads of a rank; 0 reads in the main thread, between steps", 2, low=0, high=64
+    )
 
 
 @dataclass(kw_only=True, slots=True)

@@ -138,12 +138,11 @@ class Corpus:
 
     def _numbers(self, places: range) -> NDArray[np.int64]:
         """Dataset, shard and row at places of the order, (B, 3)."""
-        ordered = self.order.samples(places.start, places.stop)
-        parts = np.searchsorted(self._firsts, ordered[:, 0], side="right") - 1
         samples = np.empty((len(places), 3), dtype=np.int64)
+        samples[:, 1:] = self.order.samples(places.start, places.stop)
+        parts = np.searchsorted(self._firsts, samples[:, 1], side="right") - 1
         samples[:, 0] = self._datasets[parts]
-        samples[:, 1] = ordered[:, 0] - self._firsts[parts]
-        samples[:, 2] = ordered[:, 1]
+        samples[:, 1] -= self._firsts[parts]
         if len(self.parts) > len(self.datasets):  # rows were counted within their buckets
             buckets = self._buckets[parts].tolist()
             for sample, bucket in zip(samples, buckets, strict=True):
@@ -154,11 +153,12 @@ class Corpus:
     def _columns(self, samples: NDArray[np.int64], extensions: Sequence[str]) -> list[Column]:
         """The members of samples, by extension; each dataset is asked once for all of its own."""
         parts: list[tuple[list[int], list[Column]]] = []
-        for number in np.unique(samples[:, 0]).tolist():
-            dataset, here = self.datasets[number], np.flatnonzero(samples[:, 0] == number)
+        datasets = samples[:, 0].tolist()
+        for number in set(datasets):
+            dataset = self.datasets[number]
+            here = [i for i, one in enumerate(datasets) if one == number]
             numbers = [dataset.manifest.members.index(name) for name in extensions]
-            columns = dataset.columns(samples[here, 1:].tolist(), numbers)
-            parts.append((here.tolist(), columns))
+            parts.append((here, dataset.columns(samples[here, 1:].tolist(), numbers)))
         if len(parts) == 1:
             return parts[0][1]
         return [

@@ -17,8 +17,12 @@ OPENERS = 2  # threads that open shards before they are needed
 def read_ahead(jobs: Iterable[Callable[[], T]], threads: int) -> Generator[T]:
     """Run jobs on threads, two a thread ahead of the reader, and give their results in order.
 
-    An error comes out at the place of the job that raised it.
+    Without threads each job runs when its result is asked for. An error comes out at the place of
+    the job that raised it.
     """
+    if not threads:
+        yield from (job() for job in jobs)
+        return
     pool = ThreadPoolExecutor(threads, thread_name_prefix="read-ahead")
     pending: deque[Future[T]] = deque()
     try:
@@ -60,7 +64,7 @@ class Loader(Generic[T]):
         micro_batch_size: Samples of a rank's micro-batch.
         rank: This rank.
         world_size: Ranks.
-        threads: That read.
+        threads: That read; with none, reading waits for whoever takes a micro-batch.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Latent Foundry; `--workers` is `data.threads`."""
+"""Latent Foundry; `--workers` is `data.threads`, 0 as with the peers: in the process itself."""
 
 import argparse
 from itertools import islice
@@ -52,8 +52,9 @@ def epochs(place: str, options: argparse.Namespace) -> Any:
     config = DataConfig(url=place, local_cache=options.cache or None)
     batch = BATCH * options.ranks
     corpus = open_corpus(config, "latents", batch)
-    threads = options.workers or config.threads
-    loader = Loader(corpus, latent_batch, batch, BATCH, options.rank, options.ranks, threads)
+    loader = Loader(
+        corpus, latent_batch, batch, BATCH, options.rank, options.ranks, options.workers
+    )
     while True:
         yield ((one.moments, one.text) for one in islice(loader, SAMPLES[options.kind] // batch))
 

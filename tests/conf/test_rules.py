@@ -17,11 +17,9 @@ COUNTS = [
     ("shard", "size"),
     ("shard", "shard_samples"),
     ("cache", "micro_batch_size"),
-    ("cache", "data.threads"),
     ("sample", "images_per_prompt"),
     ("sample", "sampler.steps"),
     ("evaluate", "draws"),
-    ("evaluate", "data.threads"),
     *(
         (command, name)
         for command in ("autoencoder", "train")
@@ -33,7 +31,6 @@ COUNTS = [
             "checkpoint.every_samples",
             "checkpoint.keep_last",
             "tracking.log_every_samples",
-            "data.threads",
             "data.block_shards",
         )
     ),

@@ -26,7 +26,7 @@ def _readers():
 # --- reading ahead
 
 
-@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("threads", [0, 1, 2, 5])
 def test_results_come_in_the_order_of_the_jobs(threads):
     def job(number):
         def run():
@@ -49,6 +49,15 @@ def test_jobs_run_beside_the_reader_but_not_far_ahead():
     while len(started) < 24:  # two a thread, while nobody reads
         assert time.monotonic() < deadline
         time.sleep(0.001)
+    results.close()
+
+
+def test_without_threads_a_job_runs_when_its_result_is_asked_for():
+    started = []
+    results = read_ahead((lambda n=n: started.append(n) or n for n in itertools.count()), threads=0)
+    for number in range(3):
+        assert len(started) == number
+        assert next(results) == number
     results.close()
 
 
@@ -135,7 +144,7 @@ def _loader(corpus, micro=12, rank=0, world_size=1, threads=2):
     return Loader(corpus, WHOLE, 12, micro, rank, world_size, threads)
 
 
-@pytest.mark.parametrize("threads", [1, 4])
+@pytest.mark.parametrize("threads", [0, 1, 4])
 @pytest.mark.parametrize(("world_size", "micro"), [(1, 12), (2, 3), (3, 4), (4, 1)])
 def test_ranks_read_the_global_batch_between_them(tmp_path, world_size, micro, threads):
     corpus = _corpus(tmp_path, 5, 4)
