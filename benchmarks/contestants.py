@@ -2,11 +2,12 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.environments import (
@@ -19,6 +20,7 @@ from benchmarks.environments import (
     python_of,
 )
 from benchmarks.loaders.payload import SAMPLES, expected_digest
+from data.manifest import EMPTY_TEXT, NAME, Shard, parse_manifest
 
 ROOT = Path(__file__).parents[1]
 
@@ -146,3 +148,24 @@ def _environment(more: Mapping[str, str] | None) -> dict[str, str]:
 def _figures(output: str) -> dict[str, float]:
     found: dict[str, float] = json.loads(output.strip().splitlines()[-1])
     return found
+
+
+def many_shards(folder: Path, number: int) -> Path:
+    """A dataset of ours of many shards of 64 MB, which are links to a few."""
+    source, target = LATENT_FOUNDRY.folder(folder, "223 KB"), folder / f"{number}-shards"
+    if (target / NAME).exists():
+        return target
+    shutil.rmtree(target, ignore_errors=True)
+    for name in ("shards", "index"):
+        (target / name).mkdir(parents=True)
+    manifest = parse_manifest((source / NAME).read_bytes(), "the benchmark's")
+    shards: list[Shard] = []
+    for i in range(number):
+        of, name = manifest.shards[i % len(manifest.shards)], f"{i:05d}"
+        shard = replace(of, name=name, tar=f"shards/{name}.tar")
+        os.link(source / of.tar, target / shard.tar)
+        os.link(source / of.index, target / shard.index)
+        shards.append(shard)
+    shutil.copy(source / EMPTY_TEXT, target)
+    (target / NAME).write_bytes(replace(manifest, shards=tuple(shards)).to_json())
+    return target

@@ -3,7 +3,6 @@
 import io
 import json
 import multiprocessing
-import os
 import resource
 import shutil
 import subprocess
@@ -11,13 +10,12 @@ import sys
 import tarfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.contestants import LATENT_FOUNDRY, ROOT, prepare
+from benchmarks.contestants import LATENT_FOUNDRY, ROOT, many_shards, prepare
 from benchmarks.loaders.payload import BATCH
 from benchmarks.tables import median, spread, table
 from conf.groups import DataConfig
@@ -25,7 +23,6 @@ from data.collate import latent_batch
 from data.corpus import open_corpus
 from data.image import encode_jpeg
 from data.loader import Loader
-from data.manifest import EMPTY_TEXT, NAME, Shard, parse_manifest
 from data.order import Order
 
 KIND = "223 KB"
@@ -38,7 +35,7 @@ IMAGES, IMAGES_OF_A_TAR = 2000, 250
 def resume(folder: Path, repeats: int) -> str:
     """Seconds from a place to the first batch, everything opened anew, on a large dataset."""
     prepare(folder, [LATENT_FOUNDRY], [KIND])
-    url = _many_shards(folder)
+    url = str(many_shards(folder, SHARDS))
     seconds: dict[float, list[float]] = {place: [] for place in PLACES}
     opened: dict[float, int] = {}
     opening: list[float] = []
@@ -69,28 +66,6 @@ def resume(folder: Path, repeats: int) -> str:
         f"(manifest opened and checked before in {1e3 * median(opening):,.0f} ms)"
     )
     return table(title, ["resumed at", "ms", "shards open by then"], rows)
-
-
-def _many_shards(folder: Path) -> str:
-    """A dataset of many shards that are links to a few."""
-    source = LATENT_FOUNDRY.folder(folder, KIND)
-    target = folder / "many-shards"
-    if (target / NAME).exists():
-        return str(target)
-    shutil.rmtree(target, ignore_errors=True)
-    for name in ("shards", "index"):
-        (target / name).mkdir(parents=True)
-    manifest = parse_manifest((source / NAME).read_bytes(), "the benchmark's")
-    shards: list[Shard] = []
-    for number in range(SHARDS):
-        of, name = manifest.shards[number % len(manifest.shards)], f"{number:05d}"
-        shard = replace(of, name=name, tar=f"shards/{name}.tar")
-        os.link(source / of.tar, target / shard.tar)
-        os.link(source / of.index, target / shard.index)
-        shards.append(shard)
-    shutil.copy(source / EMPTY_TEXT, target)
-    (target / NAME).write_bytes(replace(manifest, shards=tuple(shards)).to_json())
-    return str(target)
 
 
 def order(folder: Path, repeats: int) -> str:

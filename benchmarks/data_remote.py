@@ -4,7 +4,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ from benchmarks.contestants import (
     MOSAIC,
     WEBDATASETS,
     Contestant,
+    many_shards,
     prepare,
     read,
 )
@@ -31,7 +32,12 @@ from tests.helpers.s3 import SeaweedFS, start_seaweedfs
 
 KIND = "223 KB"
 BUCKET = "benchmark"
-WAYS = {"through memory": False, "local cache": True}
+LONG = 56  # shards of a dataset that is long enough for its beginning not to count
+WAYS: dict[str, tuple[str, ...]] = {
+    "whole shards in memory": (),
+    "local cache": (),
+    "a request a sample": ("--memory=0",),
+}
 RANGE = 8 * 2**20
 LATENCY, CONNECTION, LINK = 0.020, 93e6, 400e6  # seconds; bytes a second of one connection and all
 REMOTE = (LATENT_FOUNDRY, WEBDATASETS[2], LITDATAS[1], MOSAIC)
@@ -49,7 +55,7 @@ FAULTS = {  # a tenth of the requests, and a tenth of the bodies
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """An S3 server that holds every contestant's samples."""
+    """An S3 server with the contestants' samples, or with a long dataset of ours."""
 
     server: SeaweedFS
     folder: Path
@@ -63,8 +69,8 @@ class Store:
 
 
 @contextmanager
-def _store(folder: Path) -> Iterator[Store]:
-    prepare(folder, REMOTE, [KIND])
+def _store(folder: Path, sources: Sequence[Path]) -> Iterator[Store]:
+    """A server that holds these folders."""
     place = folder / "seaweedfs"
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir()
@@ -72,11 +78,9 @@ def _store(folder: Path) -> Iterator[Store]:
     try:
         server.create_bucket(BUCKET)
         raw = _raw(server.environment)
-        for contestant in REMOTE:
-            source = contestant.folder(folder, KIND)
-            if contestant in WEBDATASETS:
-                names = "\n".join(sorted(file.name for file in source.glob("*.tar")))
-                (source / "names.txt").write_text(names)
+        for source in sources:
+            names = "\n".join(sorted(file.name for file in source.glob("*.tar")))
+            obstore.put(raw, f"{source.name}/names.txt", names.encode())
             for file in source.rglob("*"):
                 if file.is_file():
                     obstore.put(raw, f"{source.name}/{file.relative_to(source)}", file)
@@ -98,14 +102,14 @@ def _raw(environment: dict[str, str]) -> S3Store:
     )
 
 
-def _raw_rate(store: Store, environment: dict[str, str], threads: int) -> float:
-    """Bytes a second of obstore's ranged reads of 8 MB, nothing done with them."""
-    raw, name = _raw(environment), LATENT_FOUNDRY.folder(store.folder, KIND).name
+def _raw_rate(environment: dict[str, str], name: str, length: int, threads: int) -> float:
+    """Bytes a second of obstore's ranged reads of our shards, nothing done with them."""
+    raw = _raw(environment)
     spans = [
-        (item["path"], start, min(start + RANGE, item["size"]))
+        (item["path"], start, min(start + length, item["size"]))
         for page in obstore.list(raw, f"{name}/shards")
         for item in page
-        for start in range(0, item["size"], RANGE)
+        for start in range(0, item["size"], length)
     ]
     started = time.perf_counter()
     with ThreadPoolExecutor(threads) as pool:
@@ -114,34 +118,50 @@ def _raw_rate(store: Store, environment: dict[str, str], threads: int) -> float:
     return total / (time.perf_counter() - started)
 
 
-def _rate(store: Store, contestant: Contestant, cached: bool, environment: dict[str, str]) -> float:
+def _rate(
+    store: Store,
+    environment: dict[str, str],
+    contestant: Contestant = LATENT_FOUNDRY,
+    place: str = "",
+    way: str = "local cache",
+) -> float:
     """Bytes of samples a second in the first pass of a process that has read nothing yet."""
     cache = store.folder / "cache"
     shutil.rmtree(cache, ignore_errors=True)
-    options = ["--seconds=0", *([f"--cache={cache}"] if cached else [])]
+    options = ["--seconds=0", *WAYS[way]]
+    if way == "local cache":
+        options.append(f"--cache={cache}")
     if contestant is LATENT_FOUNDRY:
         options.append("--workers=2")
-    place = store.url(contestant)
-    figures = read(store.folder, contestant, KIND, *options, place=place, environment=environment)
+    figures = read(
+        store.folder,
+        contestant,
+        KIND,
+        *options,
+        place=place or store.url(contestant),
+        environment=environment,
+    )
     return figures["first_pass"] * sample_bytes(KIND)
 
 
 def loopback(folder: Path, repeats: int) -> str:
     """First passes over S3 on loopback, and what the client alone can do."""
-    runs = [(LATENT_FOUNDRY, False), (LATENT_FOUNDRY, True)]
-    runs += [(contestant, True) for contestant in REMOTE[1:]]
-    rates: dict[str, list[float]] = {"obstore, ranges of 8 MB, nothing decoded": []}
-    with _store(folder) as store:
+    prepare(folder, REMOTE, [KIND])
+    rates: dict[str, list[float]] = {}
+    with _store(folder, [one.folder(folder, KIND) for one in REMOTE]) as store:
+        environment = store.server.environment
+        name = LATENT_FOUNDRY.folder(folder, KIND).name
         for _ in range(repeats):
-            for contestant, cached in runs:
-                name = contestant.name
-                if contestant is LATENT_FOUNDRY:
-                    name += ", local cache" if cached else ", through memory"
-                rate = _rate(store, contestant, cached, store.server.environment)
-                rates.setdefault(name, []).append(rate / 1e6)
-            raw = max(_raw_rate(store, store.server.environment, n) for n in (4, 8))
-            rates["obstore, ranges of 8 MB, nothing decoded"].append(raw / 1e6)
-    rows = [[name, spread(values)] for name, values in rates.items()]
+            for length, words in ((RANGE, "8 MB"), (sample_bytes(KIND), "a sample")):
+                raw = max(_raw_rate(environment, name, length, n) for n in (4, 16))
+                rates.setdefault(f"obstore, ranges of {words}, not decoded", []).append(raw)
+            for way in WAYS:
+                rate = _rate(store, environment, way=way)
+                rates.setdefault(f"Latent Foundry, {way}", []).append(rate)
+            for contestant in REMOTE[1:]:
+                rate = _rate(store, environment, contestant)
+                rates.setdefault(contestant.name, []).append(rate)
+    rows = [[name, spread([rate / 1e6 for rate in values])] for name, values in rates.items()]
     title = f"MB/s of samples in the first pass, {KIND} each, S3 on loopback"
     return table(title, ["loader", "MB/s"], rows)
 
@@ -163,45 +183,50 @@ def _link(store: Store) -> Iterator[dict[str, str]]:
 
 
 def far_away(folder: Path, repeats: int) -> str:
-    """The same 20 ms away, with 93 MB/s a connection, over a link of a given width."""
+    """A long dataset 20 ms away, with 93 MB/s a connection, over a link of a given width."""
+    prepare(folder, [LATENT_FOUNDRY], [KIND])
+    source = many_shards(folder, LONG)
     rates: dict[str, list[float]] = {}
-    with _store(folder) as store, _link(store) as environment:
+    with _store(folder, [source]) as store, _link(store) as environment:
+        place = f"s3://{BUCKET}/{source.name}"
         for _ in range(repeats):
-            raw = _raw_rate(store, environment, 16)
+            raw = _raw_rate(environment, source.name, RANGE, 16)
             rates.setdefault("obstore, 16 ranges of 8 MB in flight", []).append(raw)
-            for name, cached in WAYS.items():
-                rate = _rate(store, LATENT_FOUNDRY, cached, environment)
-                rates.setdefault(f"Latent Foundry, {name}", []).append(rate)
+            for way in WAYS:
+                rate = _rate(store, environment, place=place, way=way)
+                rates.setdefault(f"Latent Foundry, {way}", []).append(rate)
     rows = [
         [name, spread([value / 1e6 for value in values]), f"{median(values) / LINK:.0%}"]
         for name, values in rates.items()
     ]
     title = (
-        f"MB/s of samples in the first pass, {KIND} each, S3 {1000 * LATENCY:.0f} ms away, "
-        f"{CONNECTION / 1e6:.0f} MB/s a connection, {LINK / 1e6:.0f} MB/s in all"
+        f"MB/s of samples in the first pass, {KIND} each, {LONG} shards of 64 MB, "
+        f"S3 {1000 * LATENCY:.0f} ms away, {CONNECTION / 1e6:.0f} MB/s a connection, "
+        f"{LINK / 1e6:.0f} MB/s in all"
     )
     return table(title, ["loader", "MB/s", "of the link"], rows)
 
 
 def faults(folder: Path, repeats: int) -> str:
     """The same behind a proxy, with and without faults."""
+    prepare(folder, [LATENT_FOUNDRY], [KIND])
     rates: dict[tuple[str, bool], list[float]] = {}
-    with _store(folder) as store:
+    with _store(folder, [LATENT_FOUNDRY.folder(folder, KIND)]) as store:
         proxy = FaultyProxy(store.server.environment["AWS_ENDPOINT_URL"], seed=0)
         environment = {**store.server.environment, "AWS_ENDPOINT_URL": proxy.url}
         try:
             for _ in range(repeats):
-                for (name, cached), failing in product(WAYS.items(), (False, True)):
+                for way, failing in product(WAYS, (False, True)):
                     proxy.shares = FAULTS if failing else {}
-                    rate = _rate(store, LATENT_FOUNDRY, cached, environment)
-                    rates.setdefault((name, failing), []).append(rate / 1e6)
+                    rate = _rate(store, environment, way=way)
+                    rates.setdefault((way, failing), []).append(rate / 1e6)
         finally:
             proxy.stop()
     rows = []
-    for name in WAYS:
-        steady, failing = rates[name, False], rates[name, True]
+    for way in WAYS:
+        steady, failing = rates[way, False], rates[way, True]
         rows.append(
-            [name, spread(steady), spread(failing), f"{median(steady) / median(failing):.2f}x"]
+            [way, spread(steady), spread(failing), f"{median(steady) / median(failing):.2f}x"]
         )
     title = "MB/s with 10% of requests failing and 10% of bodies cut, behind a Python proxy"
     return table(title, ["Latent Foundry", "no faults", "faults", "time"], rows)

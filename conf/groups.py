@@ -313,6 +313,12 @@ class ReadingConfig(DatasetConfig):
     threads: int = setting(
         "reading threads of a rank; 0 reads in the main thread, between steps", 2, low=0, high=64
     )
+    memory_gb: float = setting(
+        "most that whole shards of remote datasets take in memory, in GB, where one process reads "
+        "all of them and there is no local cache; else every sample is a request of its own",
+        6.0,
+        low=0,
+    )
 
 
 @dataclass(kw_only=True, slots=True)
@@ -329,7 +335,7 @@ class DataConfig(ReadingConfig):
     )
     local_cache: str | None = setting(
         "folder on a local disk that keeps shards of remote datasets, shared by all processes of "
-        "the machine; null reads them through memory",
+        "the machine; null reads through memory",
         None,
     )
     local_cache_gb: float = setting("most that the local cache holds, in GB", 100.0, low=0.001)

@@ -231,8 +231,11 @@ def mixed(parts: Sequence[tuple[Sequenced, float]], seed: int, unit: int) -> Seq
     return Mixture([part for part, _ in parts], [weight for _, weight in parts], seed, unit)
 
 
-def open_corpus(config: DataConfig, kind: str, batch_size: int) -> Corpus:
+def open_corpus(config: DataConfig, kind: str, batch_size: int, world_size: int = 1) -> Corpus:
     """Open what a configuration names.
+
+    One rank alone needs every byte of the shards and may hold them in memory. One of several needs
+    a part, and what it does not have to fetch whole for itself it reads by the sample.
 
     Raises:
         UserError: A dataset is not there, of another kind, or empty, or does not go with the first.
@@ -242,7 +245,10 @@ def open_corpus(config: DataConfig, kind: str, batch_size: int) -> Corpus:
         cache = LocalCache(Path(config.local_cache), int(config.local_cache_gb * 1e9))
     settings = {config.url: "data.url"} | dict.fromkeys(config.also, "data.also")
     most = max(OPEN_SHARDS, OPEN_BLOCKS * config.block_shards)
-    datasets = [open_dataset(url, kind, setting, cache, most) for url, setting in settings.items()]
+    memory = 0 if world_size > 1 else int(config.memory_gb * 1e9) // len(settings)
+    datasets = [
+        open_dataset(url, kind, setting, cache, most, memory) for url, setting in settings.items()
+    ]
     for dataset in datasets:
         where = f"{dataset.prefix.setting}={dataset.prefix.url}"
         if not dataset.manifest.samples:

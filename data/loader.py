@@ -11,7 +11,7 @@ from data.corpus import Corpus
 from data.order import rank_places
 
 T = TypeVar("T")
-OPENERS = 2  # threads that open shards before they are needed
+OPENERS = 4  # threads that open shards before they are needed
 
 
 def read_ahead(jobs: Iterable[Callable[[], T]], threads: int) -> Generator[T]:
@@ -141,11 +141,13 @@ def batches(
         for part in places:
             if part.start not in looked:
                 looked = range(part.start, part.start + corpus.look_every)
-                ahead = own_share_first(corpus.shards_ahead(part.start))
-                for dataset, shard in ahead:
+                near = own_share_first(corpus.shards_ahead(part.start))
+                # Whoever waits for the next block cannot ask for the one behind it.
+                far = own_share_first(corpus.shards_ahead(looked.stop))
+                for dataset, shard in dict.fromkeys(near + far):
                     if (dataset, shard) not in asked:  # what fails is told where it is needed
                         opener.submit(corpus.datasets[dataset].open_shard, shard)
-                asked = set(ahead)
+                asked = {*near, *far}
             yield partial(collate, corpus, part)
 
     try:

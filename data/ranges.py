@@ -10,6 +10,9 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 from data.retry import wanted_until
 from data.storage import PIECE, PIECES_AT_ONCE, Prefix
@@ -82,6 +85,16 @@ def read_pieces(prefix: Prefix, name: str, size: int) -> Iterator[memoryview]:
         over.set()
         for future in ahead:
             future.cancel()
+
+
+def read_whole(prefix: Prefix, name: str, size: int) -> memoryview:
+    """The first `size` bytes of a file in one piece of memory, fewer if it ends before."""
+    memory: Any = np.empty(size, np.uint8)
+    content, place = memoryview(memory), 0
+    for piece in read_pieces(prefix, name, size):
+        content[place : place + len(piece)] = piece
+        place += len(piece)
+    return content[:place].toreadonly()
 
 
 def _read(prefix: Prefix, span: Span, over: threading.Event) -> memoryview:

@@ -1,23 +1,26 @@
 """Reading any sample by shard and row, checked down from the manifest.
 
-Local shards are mapped. Remote ones come whole through a local cache, if there is one, or as ranged
-reads through memory. Whichever way bytes come, each member is held to the CRC-32 of an index that
+Local shards are mapped. Remote ones come whole, through a local cache or into memory, or as ranged
+reads of samples. Whichever way bytes come, each member is held to the CRC-32 of an index that
 the manifest pins, at every read.
 """
 
 import mmap
+import threading
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data.local_cache import LocalCache
 from data.manifest import MAX_INDEX_BYTES, Manifest, load_manifest, sha256
-from data.ranges import Span, read_spans
+from data.ranges import Span, read_spans, read_whole
 from data.sample import RawSample
 from data.storage import Prefix, open_prefix
 from data.tar import Column, CorruptShard, Member, key_of, parse_index
@@ -26,13 +29,13 @@ T = TypeVar("T")
 OPEN_SHARDS = 64
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
 class OpenShard:
     """Where the members of a shard's samples are, and its tar if that is mapped.
 
     Args:
         places: Offset, length (-1: none) and CRC-32 of each member, (samples, 3, members).
-        content: The whole tar, or None if it is read range by range.
+        content: The whole tar, mapped or in memory; None if it is read range by range.
     """
 
     places: NDArray[np.int64]
@@ -47,6 +50,8 @@ class Dataset:
         manifest: Its manifest.
         cache: Where remote shards are kept whole; None reads ranges of them through memory.
         open_shards: How many shards are kept open.
+        memory: Bytes that open shards may take in memory; if there is room for all of them, remote
+            ones are read whole where there is no cache.
     """
 
     def __init__(
@@ -55,10 +60,15 @@ class Dataset:
         manifest: Manifest,
         cache: LocalCache | None = None,
         open_shards: int = OPEN_SHARDS,
+        memory: int = 0,
     ) -> None:
         self.prefix = prefix
         self.manifest = manifest
         self.cache = cache
+        largest = max((shard.bytes for shard in manifest.shards), default=0)
+        self.whole = memory >= largest * min(open_shards, len(manifest.shards))
+        self._opening: defaultdict[int, threading.Lock] = defaultdict(threading.Lock)
+        self._alive: WeakValueDictionary[int, OpenShard] = WeakValueDictionary()
         self.tars = open_prefix(manifest.tars, prefix.setting) if manifest.tars else prefix
         self.index = lru_cache(maxsize=open_shards)(self._load_index)
         self.open_shard = lru_cache(maxsize=open_shards)(self._open_shard)
@@ -130,6 +140,7 @@ class Dataset:
             if self.cache:
                 self.cache.drop(self.tars, record.tar, record.sha256)
         self.open_shard.cache_clear()
+        self._alive.clear()
         return True
 
     def stop_waiting(self) -> None:
@@ -208,6 +219,13 @@ class Dataset:
             raise _missing(self.tars, (gone or names)[0]) from None
 
     def _open_shard(self, shard: int) -> OpenShard:
+        with self._opening[shard]:  # threads that want one shard do not each fetch it
+            opened = self._alive.get(shard)
+            if opened is None:
+                opened = self._alive[shard] = self._open_anew(shard)
+            return opened
+
+    def _open_anew(self, shard: int) -> OpenShard:
         index, record = self.index(shard), self.manifest.shards[shard]
         mapped: Any = None
         try:
@@ -215,6 +233,8 @@ class Dataset:
                 mapped = self._map(record.tar)
             elif self.cache:
                 mapped = self.cache.open(self.tars, record.tar, record.bytes, record.sha256)
+            elif self.whole:
+                mapped = read_whole(self.tars, record.tar, record.bytes)
         except FileNotFoundError:
             raise _missing(self.tars, record.tar) from None
         if mapped is not None and len(mapped) != record.bytes:
@@ -267,6 +287,7 @@ def open_dataset(
     setting: str = "data.url",
     cache: LocalCache | None = None,
     open_shards: int = OPEN_SHARDS,
+    memory: int = 0,
 ) -> Dataset:
     """Open a dataset of the wanted kind (`images`, `latents` or `any`).
 
@@ -274,7 +295,7 @@ def open_dataset(
         UserError: There is none at that URL, or it is of another kind.
     """
     prefix = open_prefix(url, setting)
-    return Dataset(prefix, load_manifest(prefix, kind), cache, open_shards)
+    return Dataset(prefix, load_manifest(prefix, kind), cache, open_shards, memory)
 
 
 def _missing(prefix: Prefix, name: str) -> CorruptShard:

@@ -16,6 +16,7 @@ from data.manifest import canonical_json, sha256
 from data.sample import ImageBatch
 from data.storage import open_prefix
 from training.engine.checkpoint import EMA, require_checkpoint
+from training.engine.world import current_world
 from training.loop import Task, read_run, run_config, train
 from training.models.autoencoder import KLAutoencoder, kl_divergence
 from training.random import Purpose, normal
@@ -29,7 +30,7 @@ def train_autoencoder(config: AutoencoderCommand) -> None:
 
     Source: Rombach et al. 2022, section 3.1, without the perceptual and adversarial terms.
     """
-    data = open_corpus(config.data, "images", config.batch_size)
+    data = open_corpus(config.data, "images", config.batch_size, current_world().size)
     assert isinstance(config.autoencoder, KLAutoencoderConfig)
     torch.manual_seed(config.train.seed)
     model = build_autoencoder(config.autoencoder)

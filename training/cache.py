@@ -39,6 +39,7 @@ from training.models.text import TextEncoder, absolute_path, load_text_encoder
 # Raised when the same inputs would give other numbers: it is part of every cache's identity.
 CACHE_VERSION = 1
 MEMBERS = (MOMENTS, TEXT, META)
+OPEN_SHARDS = 2  # they are read one after another
 
 
 class Encoder:
@@ -92,7 +93,8 @@ def make_cache(config: CacheCommand) -> Manifest:
         RunError: The encoder gives numbers that are not finite.
     """
     started = time.perf_counter()
-    data = open_dataset(config.data.url, "images")
+    memory = int(config.data.memory_gb * 1e9)
+    data = open_dataset(config.data.url, "images", open_shards=OPEN_SHARDS, memory=memory)
     out = open_prefix(config.out, "out")
     assert isinstance(config.autoencoder, TrainedAutoencoderConfig)
     autoencoder, fingerprint = load_trained_autoencoder(config.autoencoder.url, "autoencoder.url")

@@ -24,6 +24,7 @@ from training.autoencode import load_trained_autoencoder
 from training.device import autocast_forward, pick_device
 from training.diffusion.schedule import Schedule, build_schedule
 from training.engine.checkpoint import EMA, require_checkpoint
+from training.engine.world import current_world
 from training.loop import Task, read_run, run_config, train
 from training.models.autoencoder import KLAutoencoder
 from training.models.text import TextEncoder, load_text_encoder
@@ -33,7 +34,7 @@ from training.step import Condition, latent_losses
 
 def train_denoiser(config: TrainCommand) -> None:
     """Train the UNet of a configuration; channels and widths come from the dataset's manifest."""
-    data = open_corpus(config.data, "latents", config.batch_size)
+    data = open_corpus(config.data, "latents", config.batch_size, current_world().size)
     spec = data.main.manifest.latents
     assert spec is not None
     torch.manual_seed(config.train.seed)

@@ -81,7 +81,7 @@ def evaluate(config: EvaluateCommand) -> dict[str, Any]:
         UserError: The run or the images cannot be used.
     """
     started = time.perf_counter()
-    data = open_dataset(config.data.url, "images")
+    data = open_dataset(config.data.url, "images", memory=int(config.data.memory_gb * 1e9))
     out = open_prefix(config.out, "out")
     model = load_trained(config.checkpoint)
     _check(config, data, model)

@@ -5,7 +5,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from benchmarks.loaders.payload import BATCH, SAMPLES, SHAPES, SHARD_BYTES, sample_bytes, samples
+import s3fs as s3fs  # loaded here, as the peers load theirs, and not when it is first needed
+
+from benchmarks.loaders.payload import BATCH, SHAPES, SHARD_BYTES, sample_bytes, samples
 from benchmarks.loaders.runner import main
 from conf.groups import DataConfig
 from data.arrays import dump_array
@@ -49,14 +51,16 @@ def _sample(number: int, moments: Any, text: Any) -> RawSample:
 
 
 def epochs(place: str, options: argparse.Namespace) -> Any:
-    config = DataConfig(url=place, local_cache=options.cache or None)
+    # Shuffled over about as many samples as webdataset's buffer holds.
+    cache = options.cache or None
+    config = DataConfig(url=place, local_cache=cache, memory_gb=options.memory, block_shards=4)
     batch = BATCH * options.ranks
     corpus = open_corpus(config, "latents", batch)
     loader = Loader(
         corpus, latent_batch, batch, BATCH, options.rank, options.ranks, options.workers
     )
     while True:
-        yield ((one.moments, one.text) for one in islice(loader, SAMPLES[options.kind] // batch))
+        yield ((one.moments, one.text) for one in islice(loader, corpus.samples // batch))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ os.environ.setdefault("DO_NOT_TRACK", "1")
 import litdata
 import numpy as np
 import torch
+from litdata.streaming import downloader
 
 from benchmarks.loaders.payload import BATCH, SHAPES, SHARD_BYTES, samples
 from benchmarks.loaders.runner import main
@@ -62,6 +63,9 @@ def _by_hand(dataset: Any, collate: Any, whole: bool) -> Any:
 def epochs(place: str, options: argparse.Namespace) -> Any:
     storage: dict[str, Any] = {}
     if place.startswith("s3"):
+        # It takes endpoints of https alone, and the benchmark's server has none.
+        plain = {**(downloader._OBSTORE_CLIENT_OPTIONS or {}), "allow_http": True}
+        downloader._OBSTORE_CLIENT_OPTIONS = plain
         storage["storage_options"] = {"endpoint_url": os.environ["AWS_ENDPOINT_URL"]}
         storage["cache_dir"] = options.cache
     last = options.digest

@@ -49,6 +49,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--cache", default="", help="folder for remote shards")
+    parser.add_argument("--memory", type=float, default=6.0, help="GB for whole remote shards")
     parser.add_argument("--at", type=float, default=0.0, help="when to begin, for several ranks")
     parser.add_argument("--digest", action="store_true", help="check one epoch instead")
     return parser.parse_args()

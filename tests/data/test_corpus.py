@@ -201,6 +201,19 @@ def test_latents_that_mean_something_else_are_not_mixed(tmp_path, part, change, 
         _open("latents", tmp_path / "a", tmp_path / "b")
 
 
+@pytest.mark.parametrize(
+    ("world_size", "memory_gb", "whole"), [(1, 6.0, True), (2, 6.0, False), (1, 0.0, False)]
+)
+def test_only_a_rank_that_reads_every_byte_holds_shards_in_memory(world_size, memory_gb, whole):
+    url = f"memory://held-{world_size}-{memory_gb}"
+    write_images(url, 3, 2)
+    config = DataConfig(url=url, memory_gb=memory_gb)
+    corpus = open_corpus(config, "images", 4, world_size)
+    assert corpus.main.whole is whole
+    assert [corpus.main.read(shard, 0).key for shard in (0, 1)] == ["s0", "s3"]
+    assert (corpus.main.open_shard(0).content is not None) is whole
+
+
 def test_remote_shards_come_through_the_local_cache(url, tmp_path):
     write_images(url, 3, 2)
     corpus = _open("images", url, local_cache=str(tmp_path / "kept"))

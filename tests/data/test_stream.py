@@ -3,10 +3,12 @@ import random
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+import fsspec
 import numpy as np
 import pytest
 
 from conf.errors import UserError
+from data import ranges
 from data.manifest import sha256
 from data.ranges import read_spans
 from data.sample import RawSample
@@ -106,6 +108,53 @@ def test_the_samples_of_a_batch_are_asked_for_at_once(monkeypatch):
         f"caption {number}".encode() for number in (2, 3, 1, 4)
     ]
     assert asked == [4]
+
+
+@pytest.mark.parametrize("url", ["memory", "s3"], indirect=True)
+def test_remote_shards_are_read_whole_where_there_is_room_for_them(url, monkeypatch):
+    """Each once, whoever wants it at the same time."""
+    largest = max(shard.bytes for shard in write_images(url, 3, 2).shards)
+    pieces, spans = [], []
+    read = ranges.read_pieces
+    monkeypatch.setattr(ranges, "read_pieces", lambda *a: pieces.append(a[1]) or read(*a))
+    monkeypatch.setattr("data.stream.read_spans", lambda *a: spans.append(a[1]) or read_spans(*a))
+    whole = open_dataset(url, "images", memory=2 * largest)
+    with ThreadPoolExecutor(8) as pool:
+        read_at_once = list(pool.map(lambda _: _read_all(whole), range(8)))
+    assert read_at_once == [raw_samples(5)] * 8
+    assert (sorted(pieces), spans) == (["shards/00000.tar", "shards/00001.tar"], [])
+    assert _read_all(open_dataset(url, "images", memory=2 * largest - 1)) == raw_samples(5)
+    assert (len(pieces), len(spans)) == (2, 5)
+
+
+def test_a_shard_in_memory_that_was_damaged_on_the_way_is_read_again(monkeypatch):
+    write_images("memory://damaged", 3)
+    read = ranges.read_pieces
+    faults = [b"?"]
+
+    def damaged(*arguments):
+        for piece in read(*arguments):
+            yield piece if not faults else memoryview(faults.pop() * len(piece))
+
+    monkeypatch.setattr(ranges, "read_pieces", damaged)
+    dataset = open_dataset("memory://damaged", "images", memory=10**9)
+    assert dataset.whole and _read_all(dataset) == raw_samples(3)
+    assert not faults
+
+
+@pytest.mark.parametrize("change", [-512, 512])
+def test_a_shard_in_memory_of_another_length_is_noticed(change):
+    name = f"memory://length{change}"
+    write_images(name, 3)
+    content = fsspec.filesystem("memory").cat_file(f"{name}/shards/00000.tar")
+    content = content + bytes(change) if change > 0 else content[:change]
+    fsspec.filesystem("memory").pipe_file(f"{name}/shards/00000.tar", content)
+    dataset = open_dataset(name, "images", memory=10**9)
+    if change > 0:  # what stands behind the shard is not read
+        assert _read_all(dataset) == raw_samples(3)
+    else:
+        with pytest.raises(CorruptShard, match=r"00000\.tar: has [\d,]+ bytes, its manifest says"):
+            dataset.read(0, 0)
 
 
 def test_an_index_is_read_once(raw, monkeypatch):
