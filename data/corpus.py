@@ -98,15 +98,14 @@ class Corpus:
         return self.datasets[0]
 
     @property
+    def by_request(self) -> bool:
+        """Whether samples of a remote dataset are read one by one."""
+        return any(one.by_request for one in self.datasets)
+
+    @property
     def samples(self) -> int:
         """Over all datasets."""
         return sum(dataset.manifest.samples for dataset in self.datasets)
-
-    @property
-    def sample_bytes(self) -> float:
-        """What a sample takes in its shard, on average over all datasets."""
-        shards = [shard for dataset in self.datasets for shard in dataset.manifest.shards]
-        return sum(shard.bytes for shard in shards) / self.samples
 
     @property
     def buckets(self) -> list[tuple[int, int]]:

@@ -12,6 +12,8 @@ from data.order import rank_places
 
 T = TypeVar("T")
 OPENERS = 4  # threads that open shards before they are needed
+# Where every sample is a request, threads wait for answers, and a late one holds up its own batch.
+WAITING_THREADS = 8
 
 
 def read_ahead(jobs: Iterable[Callable[[], T]], threads: int) -> Generator[T]:
@@ -150,6 +152,8 @@ def batches(
                 asked = {*near, *far}
             yield partial(collate, corpus, part)
 
+    if threads and corpus.by_request:
+        threads = max(threads, WAITING_THREADS)
     try:
         yield from read_ahead(jobs(), threads)
     finally:

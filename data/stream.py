@@ -74,6 +74,11 @@ class Dataset:
         self.open_shard = lru_cache(maxsize=open_shards)(self._open_shard)
         self._rows = lru_cache(maxsize=open_shards)(self._rows_by_bucket)
 
+    @property
+    def by_request(self) -> bool:
+        """Whether every sample is a request of its own."""
+        return not (self.tars.local or self.cache or self.whole)
+
     def read(self, shard: int, row: int) -> RawSample:
         """One sample, whole.
 

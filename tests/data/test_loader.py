@@ -185,6 +185,38 @@ def test_shards_are_opened_before_their_samples_are_due(tmp_path):
     assert _readers() == []
 
 
+def test_the_block_after_the_next_is_asked_for_before_anybody_waits_for_the_next(tmp_path):
+    """Or the link would rest while a reader waits for the last shard of a block."""
+    corpus = _corpus(tmp_path, *[20] * 12)  # blocks of two shards, 40 samples
+    blocks = [
+        {sample.shard for sample in corpus.locate(range(start, start + 40))}
+        for start in (0, 40, 80)
+    ]
+    asked = set()
+    open_shard = corpus.main.open_shard
+    corpus.main.open_shard = lambda shard: asked.add(shard) or open_shard(shard)
+    read = batches(
+        corpus, lambda corpus, part: part, (range(i, i + 2) for i in range(0, 999, 2)), 1
+    )
+    for part in itertools.islice(read, 20):  # all of the first block
+        if part.start < 16:
+            assert asked <= blocks[0] | blocks[1]
+    read.close()
+    assert asked == blocks[0] | blocks[1] | blocks[2]
+
+
+def test_where_samples_are_requests_more_threads_wait_for_them():
+    write_images("memory://waiting", 20, 20)
+    for memory, expected in ((0, 8), (10**9, 2)):
+        dataset = open_dataset("memory://waiting", "images", memory=memory)
+        corpus = Corpus([dataset], None, 0, 2, 2)
+        read = batches(corpus, WHOLE, (range(i, i + 2) for i in itertools.count(0, 2)), threads=2)
+        next(read)
+        readers = [one for one in _readers() if one.name.startswith("read-ahead")]
+        read.close()
+        assert len(readers) == expected
+
+
 def test_a_shard_that_cannot_be_opened_ahead_stops_nothing_before_its_place(tmp_path):
     corpus = _corpus(tmp_path, 2, 2, 2, 2)
     shards = [sample.shard for sample in corpus.locate(range(8))]
