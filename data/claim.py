@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from conf.errors import UserError
-from data.manifest import canonical_json
+from data.manifest import canonical_json, parse_record
 from data.storage import Prefix
 
 SETTINGS = "settings.json"
@@ -36,7 +36,7 @@ def claim(out: Prefix, settings: dict[str, Any], shared: bool = False) -> bool:
         there = out.read(SETTINGS)
         if there == wanted:
             return False
-        name, old, new = first_difference(json.loads(there), json.loads(wanted))
+        name, old, new = first_difference(_settings(there, out), json.loads(wanted))
         raise UserError(
             f"out={out.url}",
             f"holds other work: there {name} is {str(old)[:80]}, asked for was {str(new)[:80]}",
@@ -48,10 +48,13 @@ def claim(out: Prefix, settings: dict[str, Any], shared: bool = False) -> bool:
 def claimed(out: Prefix) -> dict[str, Any] | None:
     """The settings that a prefix was claimed with, or None."""
     try:
-        settings: dict[str, Any] = json.loads(out.read(SETTINGS))
+        return _settings(out.read(SETTINGS), out)
     except FileNotFoundError:
         return None
-    return settings
+
+
+def _settings(content: bytes, out: Prefix) -> dict[str, Any]:
+    return parse_record(content, f"{out.url}/{SETTINGS}", "choose another out")
 
 
 def release(out: Prefix) -> None:

@@ -28,6 +28,21 @@ def canonical_json(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
+def parse_record(content: bytes, where: str, remedy: str) -> dict[str, Any]:
+    """A JSON object that one of our commands wrote.
+
+    Raises:
+        UserError: It is none any more.
+    """
+    try:
+        record = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise UserError(where, f"is damaged ({error})", remedy) from error
+    if not isinstance(record, dict):
+        raise UserError(where, "is damaged (it is no JSON object)", remedy)
+    return record
+
+
 @dataclass(frozen=True, slots=True)
 class Shard:
     """One shard as the manifest pins it.

@@ -5,7 +5,6 @@ something else is refused.
 """
 
 import io
-import json
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -17,7 +16,15 @@ from numpy.typing import NDArray
 from conf.errors import UserError
 from data import manifest
 from data.claim import claim
-from data.manifest import Manifest, Shard, canonical_json, parse_shard, read_manifest, sha256
+from data.manifest import (
+    Manifest,
+    Shard,
+    canonical_json,
+    parse_record,
+    parse_shard,
+    read_manifest,
+    sha256,
+)
 from data.sample import RawSample
 from data.storage import Prefix
 from data.tar import index_tar, write_tar
@@ -112,12 +119,21 @@ def commit_index(
 
 
 def finished_shard(out: Prefix, name: str) -> ShardEntry | None:
-    """The entry of a shard that an earlier process finished, or None."""
+    """The entry of a shard that an earlier process finished, or None.
+
+    Raises:
+        UserError: It is damaged.
+    """
     try:
-        raw = json.loads(out.read(_entry_name(name)))
+        content = out.read(_entry_name(name))
     except FileNotFoundError:
         return None
-    return ShardEntry(parse_shard(raw["shard"]), raw["extra"])
+    where, remedy = f"{out.url}/{_entry_name(name)}", "remove it, and run again"
+    raw = parse_record(content, where, remedy)
+    try:
+        return ShardEntry(parse_shard(raw["shard"]), raw["extra"])
+    except (KeyError, TypeError) as error:
+        raise UserError(where, f"is damaged ({error})", remedy) from error
 
 
 def finished_shards(out: Prefix, names: Sequence[str]) -> dict[str, ShardEntry]:

@@ -73,3 +73,12 @@ def test_long_values_are_cut(tmp_path):
     with pytest.raises(UserError) as caught:
         claim(out, {"files": ["b"] * 1000})
     assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'"text"', b"\xff", b"[" * 10**5])
+def test_a_claim_that_was_damaged_is_named(tmp_path, content):
+    out = open_prefix(str(tmp_path), "out")
+    out.write(SETTINGS, content)
+    for use in (lambda: claim(out, WORK), lambda: claimed(out)):
+        with pytest.raises(UserError, match=rf"{tmp_path}/{SETTINGS}: is damaged"):
+            use()

@@ -279,3 +279,17 @@ def test_too_little_room_is_refused_before_the_work(images, tmp_path, monkeypatc
 def test_an_out_of_a_scheme_that_is_not_allowed_is_refused(images, out):
     error = _refused(f"'{out}'", *_folder(images))
     assert error.setting == f"out={out!r}"
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b'{"shard": {}, "extra": {}}', b"[]", b"\xff"])
+def test_an_entry_that_was_damaged_is_named_and_can_be_made_again(images, tmp_path, content):
+    out = tmp_path / "out"
+    whole = run_shard(out, *_folder(images))
+    (out / NAME).unlink()
+    (out / "index/00001.json").write_bytes(content)
+    with pytest.raises(
+        UserError, match=r"index/00001\.json: is damaged .*remove it, and run again"
+    ):
+        run_shard(out, *_folder(images))
+    (out / "index/00001.json").unlink()
+    assert run_shard(out, *_folder(images)) == whole
