@@ -26,7 +26,7 @@ from benchmarks.contestants import (
 )
 from benchmarks.loaders.payload import sample_bytes
 from benchmarks.tables import median, spread, table
-from tests.helpers.faults import Fault, FaultyProxy
+from tests.helpers.faults import A_TENTH_AND_A_TENTH, FaultyProxy
 from tests.helpers.processes import free_ports
 from tests.helpers.s3 import SeaweedFS, start_seaweedfs
 
@@ -41,16 +41,6 @@ WAYS: dict[str, tuple[str, ...]] = {
 RANGE = 8 * 2**20
 LATENCY, CONNECTION, LINK = 0.020, 93e6, 400e6  # seconds; bytes a second of one connection and all
 REMOTE = (LATENT_FOUNDRY, WEBDATASETS[2], LITDATAS[1], MOSAIC)
-FAULTS = {  # a tenth of the requests, and a tenth of the bodies
-    Fault.INTERNAL: 0.02,
-    Fault.UNAVAILABLE: 0.02,
-    Fault.SLOW_DOWN: 0.02,
-    Fault.RESET: 0.02,
-    Fault.LOST: 0.02,
-    Fault.SHORT: 0.03,
-    Fault.CUT: 0.04,
-    Fault.BROKEN: 0.03,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +207,7 @@ def faults(folder: Path, repeats: int) -> str:
         try:
             for _ in range(repeats):
                 for way, failing in product(WAYS, (False, True)):
-                    proxy.shares = FAULTS if failing else {}
+                    proxy.shares = A_TENTH_AND_A_TENTH if failing else {}
                     rate = _rate(store, environment, way=way)
                     rates.setdefault((way, failing), []).append(rate / 1e6)
         finally:

@@ -22,6 +22,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from conf.errors import RunError, UserError
+from data.local_files import bytes_in, whole_file
 from data.ranged import ranged_file
 from data.retry import Patience, ShortBody, is_answer, persist, reason_of
 from data.s3 import Replaced, create, error_code, renewal, s3_options, without_own_loop
@@ -230,7 +231,7 @@ class Prefix:
         if not self.local:
             self._persist("written", lambda: self.fs.pipe_file(path, content))
             return
-        with self.errors("written"), _whole_file(Path(path), content) as written:
+        with self.errors("written"), whole_file(Path(path), content) as written:
             written.replace(path)
 
     def create(self, name: str, content: bytes) -> None:
@@ -247,7 +248,7 @@ class Prefix:
         if not self.local:  # gcsfs tries again by itself
             self._persist("written", lambda: self.fs.pipe_file(path, content, mode="create"))
             return
-        with self.errors("written"), _whole_file(Path(path), content) as written:
+        with self.errors("written"), whole_file(Path(path), content) as written:
             os.link(written, path)
 
     def remove(self, name: str) -> None:
@@ -310,7 +311,7 @@ class Prefix:
         self.remove(probe)
         if self.local:
             free = shutil.disk_usage(self.local).free
-            if free < num_bytes and free < (needed := num_bytes - _bytes_in(self.local)):
+            if free < num_bytes and free < (needed := num_bytes - bytes_in(self.local)):
                 raise UserError(
                     f"{self.setting}={self.url}",
                     f"{free / 1e6:,.0f} MB are free and about {needed / 1e6:,.0f} MB are needed",
@@ -390,31 +391,3 @@ def _version(info: dict[str, Any]) -> str:
         with contextlib.suppress(OSError):
             info = {**info, "mtime": Path(info["name"]).stat().st_mtime}
     return f"{info['size']} {next((info[tag] for tag in TAGS if info.get(tag)), '')}"
-
-
-def _bytes_in(folder: Path) -> int:
-    found = 0
-    for file in folder.rglob("*"):
-        with contextlib.suppress(OSError):  # removed meanwhile
-            found += file.lstat().st_size
-    return found
-
-
-@contextlib.contextmanager
-def _whole_file(target: Path, content: bytes) -> Iterator[Path]:
-    """A finished, flushed file beside `target`, gone afterwards unless it was moved there."""
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except FileExistsError:
-        reason = "Not a directory"
-        raise NotADirectoryError(errno.ENOTDIR, reason, str(target.parent)) from None
-    # Ranks on several nodes may have one process id and write one file, where they share a disk.
-    partial = target.parent / f".{target.name}.{uuid.uuid4().hex}.partial"
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        yield partial
-    finally:
-        partial.unlink(missing_ok=True)

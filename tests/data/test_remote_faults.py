@@ -16,19 +16,10 @@ from data.ranges import Span, read_spans
 from data.retry import Patience
 from data.storage import open_prefix
 from data.tar import CorruptShard
+from tests.helpers.faults import A_TENTH_AND_A_TENTH as FAULTS
 from tests.helpers.faults import Fault
 
 STEADY = Patience(base=0.02, cap=0.2, limit=60.0, say_every=0.3, short_bodies=20)
-FAULTS = {
-    Fault.INTERNAL: 0.02,
-    Fault.UNAVAILABLE: 0.02,
-    Fault.SLOW_DOWN: 0.02,
-    Fault.RESET: 0.02,
-    Fault.LOST: 0.02,
-    Fault.SHORT: 0.03,
-    Fault.CUT: 0.04,
-    Fault.BROKEN: 0.03,
-}
 SIZE = 50_000
 CONTENT = random.Random(0).randbytes(SIZE)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

@@ -324,6 +324,6 @@ def test_a_version_follows_a_link(tmp_path):
 
 def test_writers_of_one_file_never_share_what_is_not_whole_yet(tmp_path):
     """Not on two nodes either, where processes and threads may have the same numbers."""
-    whole_file, name = storage._whole_file, tmp_path / "a"
+    whole_file, name = storage.whole_file, tmp_path / "a"
     with whole_file(name, b"1") as one, whole_file(name, b"2") as other:
         assert (one.read_bytes(), other.read_bytes()) == (b"1", b"2")

@@ -43,6 +43,18 @@ _ANSWERS = {
     Fault.DENIED: (403, "AccessDenied", "Access Denied"),
 }
 
+# Shares: a tenth of the requests fails, and a tenth of the bodies comes short.
+A_TENTH_AND_A_TENTH = {
+    Fault.INTERNAL: 0.02,
+    Fault.UNAVAILABLE: 0.02,
+    Fault.SLOW_DOWN: 0.02,
+    Fault.RESET: 0.02,
+    Fault.LOST: 0.02,
+    Fault.SHORT: 0.03,
+    Fault.CUT: 0.04,
+    Fault.BROKEN: 0.03,
+}
+
 
 class FaultyProxy:
     """Passes requests on to `upstream`, but for those that fail.
