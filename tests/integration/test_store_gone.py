@@ -17,7 +17,13 @@ def _settings(data: str, run: Path, engine: str, ranks: int, samples: int) -> li
         *SMALL_UNET,
         *f"data.url={data} out={run} engine={engine} cluster.processes={ranks}".split(),
         *f"train.samples={samples} batch_size=4 engine.precision=fp32".split(),
-        *["tracking.kind=off", "tracking.log_every_samples=4", "data.threads=1"],
+        # Nothing is kept in memory, so that it needs its store to the end.
+        *[
+            "tracking.kind=off",
+            "tracking.log_every_samples=4",
+            "data.threads=1",
+            "data.memory_gb=0",
+        ],
     ]
 
 
