@@ -44,8 +44,10 @@ class _Batches:
     """Whole batches by number: one lookup in the table for 32 rows."""
 
     def __init__(self, table: Any, rows: list[int], options: argparse.Namespace) -> None:
-        self.table = table.with_format("numpy") if options.variant == "arrays" else table
-        self.rows, self.arrays = rows, options.variant == "arrays"
+        self.arrays = options.variant == "arrays"
+        # Told the type, or it makes them float32.
+        self.table = table.with_format("numpy", dtype=np.float16) if self.arrays else table
+        self.rows = rows
         self.shapes = SHAPES[options.kind]
 
     def __len__(self) -> int:
