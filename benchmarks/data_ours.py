@@ -29,7 +29,7 @@ KIND = "223 KB"
 SHARDS = 10_000
 PLACES = (0.0, 0.1, 0.5, 0.9, 0.999)
 SAMPLES_OF_A_SHARD = 4096
-IMAGES, IMAGES_OF_A_TAR = 2000, 250
+IMAGES, IMAGES_OF_A_TAR = 600, 75
 
 
 def resume(folder: Path, repeats: int) -> str:
