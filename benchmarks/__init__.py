@@ -1,1 +1,1 @@
-"""Benchmarks: one script a claim."""
+"""Benchmarks: what is claimed, measured beside the peers."""

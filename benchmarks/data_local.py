@@ -53,8 +53,10 @@ def one_process(folder: Path, repeats: int) -> str:
             row += [f"{median(first[contestant, kind]):,.0f}", spread(rates), f"{gigabytes:.2f}"]
         rows.append(row)
     text = table("Samples/s to a batch of 32, one process, page cache warm", columns, rows)
+    # A peer whose buffer has to fill first is better over whole epochs than over some seconds.
+    better = {key: max(first[key], warm[key], key=median) for key in warm}
     ratios = [
-        [name, *(f"{_ahead(warm, group, kind):.1f}x" for kind in kinds)] for name, group in GROUPS
+        [name, *(f"{_ahead(better, group, kind):.1f}x" for kind in kinds)] for name, group in GROUPS
     ]
     ratios.append(["litdata's best, first pass", *(
         f"{_ahead(first, LITDATAS, kind):.1f}x" for kind in kinds

@@ -311,7 +311,11 @@ class ReadingConfig(DatasetConfig):
     """A dataset that is read while something is computed."""
 
     threads: int = setting(
-        "reading threads of a rank; 0 reads in the main thread, between steps", 2, low=0, high=64
+        "reading threads of a rank, at least 8 where every sample is a request; 0 reads in the main "
+        "thread, between steps",
+        2,
+        low=0,
+        high=64,
     )
     memory_gb: float = setting(
         "most that whole shards of remote datasets take in memory, in GB, where one process reads "

@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 from conf.errors import UserError
 from conf.groups import DataConfig
 from data.local_cache import LocalCache
+from data.manifest import Manifest
 from data.mixture import Mixture, Sequenced
 from data.order import Order, hashes
+from data.sample import MOMENTS, TEXT
 from data.stream import OPEN_SHARDS, Dataset, open_dataset, twice
 from data.tar import Column, Member
 
@@ -243,8 +245,11 @@ def open_corpus(config: DataConfig, kind: str, batch_size: int, world_size: int 
     if config.local_cache:
         cache = LocalCache(Path(config.local_cache), int(config.local_cache_gb * 1e9))
     settings = {config.url: "data.url"} | dict.fromkeys(config.also, "data.also")
-    most = max(OPEN_SHARDS, OPEN_BLOCKS * config.block_shards)
     memory = 0 if world_size > 1 else int(config.memory_gb * 1e9) // len(settings)
+    # In memory no more than is needed; maps cost nothing.
+    most = OPEN_BLOCKS * config.block_shards
+    if not memory or cache:
+        most = max(OPEN_SHARDS, most)
     datasets = [
         open_dataset(url, kind, setting, cache, most, memory) for url, setting in settings.items()
     ]
@@ -252,11 +257,19 @@ def open_corpus(config: DataConfig, kind: str, batch_size: int, world_size: int 
         where = f"{dataset.prefix.setting}={dataset.prefix.url}"
         if not dataset.manifest.samples:
             raise UserError(where, "has no samples", "give a dataset that has some")
+        if kind == "latents" and not _means_latents(dataset.manifest):
+            remedy = "make it again with `ldm cache`"
+            raise UserError(where, "does not say what its latents and texts mean", remedy)
         for wrong in _differences(datasets[0], dataset):
             raise UserError(
                 where, f"has {wrong} than data.url", "mix what one `ldm cache` setting has made"
             )
     return Corpus(datasets, config.weights, config.seed, config.block_shards, batch_size)
+
+
+def _means_latents(manifest: Manifest) -> bool:
+    """Whether a manifest has all that training on latents needs."""
+    return bool(manifest.latents and manifest.text and {MOMENTS, TEXT} <= {*manifest.members})
 
 
 def _differences(first: Dataset, other: Dataset) -> Iterable[str]:

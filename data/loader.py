@@ -117,7 +117,11 @@ class Loader(Generic[T]):
                 self.place, self.batch_size, self.micro_batch_size, self.rank, self.world_size
             )
             self._batches = batches(self.corpus, self.collate, places, self.threads)
-        batch = next(self._batches)
+        try:
+            batch = next(self._batches)
+        except BaseException:
+            self.close()  # asked again, it reads the same place again
+            raise
         self.place += self.micro_batch_size * self.world_size
         return batch
 

@@ -8,13 +8,13 @@ import os
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from data.retry import wanted_until
+from data.retry import StoppedWaiting, wanted_until
 from data.storage import PIECE, PIECES_AT_ONCE, Prefix
 
 AT_ONCE = 64  # requests in flight, over all threads of the process
@@ -77,14 +77,21 @@ def read_pieces(prefix: Prefix, name: str, size: int) -> Iterator[memoryview]:
     ahead = deque(pool.submit(_read, prefix, span, over) for span in spans[:PIECES_AT_ONCE])
     try:
         for span in spans[PIECES_AT_ONCE:]:
-            yield ahead.popleft().result()
+            yield _next(prefix, name, ahead)
             ahead.append(pool.submit(_read, prefix, span, over))
         while ahead:
-            yield ahead.popleft().result()
+            yield _next(prefix, name, ahead)
     finally:
         over.set()
         for future in ahead:
             future.cancel()
+
+
+def _next(prefix: Prefix, name: str, ahead: "deque[Future[memoryview]]") -> memoryview:
+    """The next piece, unless nobody waits for it any more: a checkpoint may be due first."""
+    if prefix.patience.stop.is_set():
+        raise StoppedWaiting(f"{prefix.url}/{name}: stopped while it was fetched")
+    return ahead.popleft().result()
 
 
 def read_whole(prefix: Prefix, name: str, size: int) -> memoryview:

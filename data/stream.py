@@ -65,6 +65,8 @@ class Dataset:
         self.prefix = prefix
         self.manifest = manifest
         self.cache = cache
+        # Buckets drift apart: each walks through the shards by its own samples.
+        open_shards *= max(1, len(manifest.buckets))
         largest = max((shard.bytes for shard in manifest.shards), default=0)
         self.whole = memory >= largest * min(open_shards, len(manifest.shards))
         self._opening: defaultdict[int, threading.Lock] = defaultdict(threading.Lock)
@@ -141,11 +143,17 @@ class Dataset:
         """Have remote shards fetched anew; False if they are local files, read where they lie."""
         if self.tars.local:
             return False
+        shards = list(shards)
         for record in map(self.manifest.shards.__getitem__, shards):
             if self.cache:
                 self.cache.drop(self.tars, record.tar, record.sha256)
+        damaged = set(shards)
+        others = {n: one for n, one in self._alive.items() if n not in damaged}
         self.open_shard.cache_clear()
-        self._alive.clear()
+        for number in damaged:
+            self._alive.pop(number, None)
+        for number in others:  # found alive, not opened anew
+            self.open_shard(number)
         return True
 
     def stop_waiting(self) -> None:

@@ -26,7 +26,7 @@ def main(
     """Run a loader's script.
 
     Args:
-        write: Stores `data_payload.samples` in a folder.
+        write: Stores `payload.samples` in a folder.
         epochs: Gives, epoch by epoch, the batches of this rank; incomplete ones may be left out.
     """
     options = _options()

@@ -214,6 +214,16 @@ def test_only_a_rank_that_reads_every_byte_holds_shards_in_memory(world_size, me
     assert (corpus.main.open_shard(0).content is not None) is whole
 
 
+@pytest.mark.parametrize(
+    "change", [{"latents": None}, {"text": None}, {"members": ("a", "b", "c")}]
+)
+def test_latents_that_mean_nothing_are_refused(tmp_path, change):
+    manifest = write_latents(str(tmp_path / "a"), 2)
+    (tmp_path / "a" / "manifest.json").write_bytes(replace(manifest, **change).to_json())
+    with pytest.raises(UserError, match="does not say what its latents and texts mean"):
+        _open("latents", tmp_path / "a")
+
+
 def test_remote_shards_come_through_the_local_cache(url, tmp_path):
     write_images(url, 3, 2)
     corpus = _open("images", url, local_cache=str(tmp_path / "kept"))

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from data import loader
 from data.collate import ImageCollator
 from data.corpus import Corpus
 from data.loader import Loader, batches, own_share_first, read_ahead
@@ -159,6 +160,20 @@ def test_ranks_read_the_global_batch_between_them(tmp_path, world_size, micro, t
     assert [keys[place] for place in range(24, 36)] == whole.keys
 
 
+def test_a_loader_that_failed_reads_the_same_place_again(tmp_path):
+    corpus = _corpus(tmp_path, 4)
+    tar = tmp_path / corpus.main.manifest.shards[0].tar
+    whole = tar.read_bytes()
+    tar.write_bytes(whole[:1000])
+    reading = Loader(corpus, WHOLE, 2, 2, 0, 1, threads=1)
+    for _ in range(2):
+        with pytest.raises(CorruptShard):
+            next(reading)
+    tar.write_bytes(whole)
+    assert next(reading).places.tolist() == [0, 1]
+    reading.close()
+
+
 def test_a_damaged_sample_stops_the_batches_at_its_place(tmp_path):
     corpus = _corpus(tmp_path, 8)
     ((_, _, row),) = corpus.locate(range(5, 6))
@@ -205,16 +220,17 @@ def test_the_block_after_the_next_is_asked_for_before_anybody_waits_for_the_next
     assert asked == blocks[0] | blocks[1] | blocks[2]
 
 
-def test_where_samples_are_requests_more_threads_wait_for_them():
+def test_where_samples_are_requests_more_threads_wait_for_them(monkeypatch):
+    threads = []
+    monkeypatch.setattr(
+        loader, "read_ahead", lambda jobs, n: threads.append(n) or read_ahead(jobs, n)
+    )
     write_images("memory://waiting", 20, 20)
     for memory, expected in ((0, 8), (10**9, 2)):
         dataset = open_dataset("memory://waiting", "images", memory=memory)
         corpus = Corpus([dataset], None, 0, 2, 2)
-        read = batches(corpus, WHOLE, (range(i, i + 2) for i in itertools.count(0, 2)), threads=2)
-        next(read)
-        readers = [one for one in _readers() if one.name.startswith("read-ahead")]
-        read.close()
-        assert len(readers) == expected
+        list(batches(corpus, WHOLE, [range(2)], threads=2))
+        assert threads.pop() == expected
 
 
 def test_a_shard_that_cannot_be_opened_ahead_stops_nothing_before_its_place(tmp_path):
