@@ -153,8 +153,8 @@ def loopback(folder: Path, repeats: int) -> str:
                 rates.setdefault(contestant.name, []).append(rate)
     rows = [[name, spread([rate / 1e6 for rate in values])] for name, values in rates.items()]
     title = (
-        f"MB/s of samples in the first pass, {KIND} each, S3 on loopback, everything in one process "
-        "(ours with two threads)"
+        f"MB/s of samples in the first pass, {KIND} each, S3 on loopback, "
+        "everything in one process (ours with two threads)"
     )
     return table(title, ["loader", "MB/s"], rows)
 
