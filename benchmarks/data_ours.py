@@ -146,6 +146,8 @@ def shard(folder: Path, repeats: int) -> str:
         for way, settings in ways.items():
             shutil.rmtree(out, ignore_errors=True)
             command = ["shard", "source=webdataset", f"source.path={source}", f"out={out}"]
+            if "source.in_place=true" not in settings:  # or all of them would be one shard
+                command.append(f"shard_samples={IMAGES_OF_A_TAR}")
             done = subprocess.run(
                 [sys.executable, "-m", "launch.cli", *command, *settings],
                 cwd=ROOT, capture_output=True, text=True,
