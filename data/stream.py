@@ -148,7 +148,9 @@ class Dataset:
             if self.cache:
                 self.cache.drop(self.tars, record.tar, record.sha256)
         damaged = set(shards)
-        others = {n: one for n, one in self._alive.items() if n not in damaged}
+        # By number, for other threads open shards meanwhile.
+        numbers = (n for n in range(len(self.manifest.shards)) if n not in damaged)
+        others = {n: one for n in numbers if (one := self._alive.get(n))}
         self.open_shard.cache_clear()
         for number in damaged:
             self._alive.pop(number, None)
