@@ -12,6 +12,7 @@ from s3fs import S3FileSystem
 from conf.errors import RunError, UserError
 from data import ranges, s3_ranges, storage
 from data.ranges import Span, read_pieces, read_spans
+from data.retry import StoppedWaiting
 from data.storage import open_prefix
 from tests.helpers.faults import Fault
 from tests.helpers.link import open_link
@@ -81,6 +82,18 @@ def test_pieces_make_up_the_file(url, monkeypatch):
         assert b"".join(pieces) == CONTENT[:size]
         assert len(pieces) == -(-size // 100)
     assert b"".join(read_pieces(prefix, "x", len(CONTENT) + 250)) == CONTENT
+
+
+def test_a_file_that_nobody_waits_for_any_more_is_not_fetched_to_its_end(monkeypatch):
+    """A run that is told to stop has a checkpoint to save first."""
+    monkeypatch.setattr(ranges, "PIECE", 100)
+    prefix = open_prefix(f"memory://{uuid.uuid4().hex}", "data.url")
+    prefix.write("x", CONTENT)
+    pieces = read_pieces(prefix, "x", len(CONTENT))
+    next(pieces)
+    prefix.patience.stop.set()
+    with pytest.raises(StoppedWaiting, match="stopped while it was fetched"):
+        next(pieces)
 
 
 def test_many_requests_are_in_flight(s3_prefix, fresh, monkeypatch):
