@@ -76,7 +76,37 @@ class LatentDtype(Enum):
     """Number format of a cache."""
 
     float16 = "float16"
+    bfloat16 = "bfloat16"
     float32 = "float32"
+
+
+class LatentStore(Enum):
+    """What is kept of an autoencoder's output."""
+
+    moments = "moments"
+    mean = "mean"
+
+
+class LatentScale(Enum):
+    """Where the numbers that make a final latent come from."""
+
+    measured = "measured"
+    published = "published"
+
+
+class TextStore(Enum):
+    """What is kept of a caption."""
+
+    embeddings = "embeddings"
+    ids = "ids"
+
+
+class Pooled(Enum):
+    """What a text model gives for a caption as a whole."""
+
+    none = "none"
+    pooled = "pooled"
+    projected = "projected"
 
 
 class TrackingKind(Enum):

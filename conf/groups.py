@@ -137,58 +137,6 @@ class BucketsConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class AutoencoderConfig:
-    """Stage one: images to latents and back."""
-
-    kind: str = setting("which autoencoder this is")
-
-
-@dataclass(kw_only=True, slots=True)
-class KLAutoencoderConfig(AutoencoderConfig):
-    """The KL autoencoder of Rombach et al. 2022, to be trained."""
-
-    kind: str = setting("which autoencoder this is", "kl")
-    latent_channels: int = setting("channels of a latent", 4, low=1)
-    channels: int = setting("channels of the first level", 128, low=1)
-    channel_mult: list[int] = setting(
-        "channels of each level, in multiples of the first; each but the last halves the size",
-        [1, 2, 4, 4],
-        low=1,
-    )
-    res_blocks: int = setting(
-        "residual blocks a level in the encoder; the decoder has one more", 2, low=1
-    )
-    attention: bool = setting("self-attention in the middle block", True)
-    patch_size: int = setting(
-        "pixels to a side that the first layer folds into channels; 1 is the paper's", 1, low=1
-    )
-    linear_shortcut: bool = setting(
-        "a linear map from patches to moments and back beside the network", False
-    )
-    norm_groups: int = setting("groups of every GroupNorm", 32, low=1)
-
-
-@dataclass(kw_only=True, slots=True)
-class TrainedAutoencoderConfig(AutoencoderConfig):
-    """An autoencoder that `ldm autoencoder` has trained."""
-
-    kind: str = setting("which autoencoder this is", "trained")
-    url: str = setting("URL of the `ldm autoencoder` run")
-
-
-@dataclass(kw_only=True, slots=True)
-class TextEncoderConfig:
-    """A transformers text encoder in a local folder, used token by token."""
-
-    path: str = setting(
-        "folder, or package://NAME/FOLDER for one that an installed Python package ships"
-    )
-    max_length: int = setting(
-        "longest caption in tokens; longer ones are cut and counted", 77, low=1
-    )
-
-
-@dataclass(kw_only=True, slots=True)
 class UNetConfig:
     """The denoiser: the text-conditional UNet of Rombach et al. 2022."""
 

@@ -5,15 +5,10 @@ import re
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+from conf.encoders import KLAutoencoderConfig
 from conf.enums import Crop, EngineKind, ImageFormat
 from conf.errors import UserError
-from conf.groups import (
-    DataConfig,
-    KLAutoencoderConfig,
-    TableSource,
-    TrainedAutoencoderConfig,
-    WebDatasetSource,
-)
+from conf.groups import DataConfig, TableSource, WebDatasetSource
 from conf.schema import AutoencoderCommand, CacheCommand, SampleCommand, ShardCommand, TrainCommand
 
 
@@ -43,11 +38,12 @@ def check(config: Any) -> None:
                 )
             _training(config)
         case CacheCommand():
-            if not isinstance(config.autoencoder, TrainedAutoencoderConfig):
+            if isinstance(config.autoencoder, KLAutoencoderConfig):
                 raise UserError(
                     f"autoencoder={config.autoencoder.kind}",
                     "has no weights",
-                    "give autoencoder=trained autoencoder.url=URL of an `ldm autoencoder` run",
+                    "give autoencoder=trained autoencoder.url=URL of an `ldm autoencoder` run, or "
+                    "autoencoder=pretrained autoencoder.path=... of another one",
                 )
         case TrainCommand():
             _training(config)
@@ -205,6 +201,10 @@ def _bounds(config: Any, prefix: str = "") -> None:
         name, value = f"{prefix}{item.name}", getattr(config, item.name)
         if is_dataclass(value):
             _bounds(value, f"{name}.")
+            continue
+        if isinstance(value, list) and value and is_dataclass(value[0]):
+            for i, one in enumerate(value):
+                _bounds(one, f"{name}[{i}].")
             continue
         low, high = item.metadata.get("low"), item.metadata.get("high")
         if low is None or value is None:

@@ -6,9 +6,15 @@ YAML files hold values only; a key that is not here is refused when the configur
 from dataclasses import dataclass
 from typing import Any
 
+from conf.encoders import (
+    AutoencoderConfig,
+    KLAutoencoderConfig,
+    PretrainedAutoencoderConfig,
+    TextEncoderConfig,
+    TrainedAutoencoderConfig,
+)
 from conf.enums import Crop, DemoRecipe, ImageFormat, LatentDtype
 from conf.groups import (
-    AutoencoderConfig,
     BucketsConfig,
     CheckpointConfig,
     ClusterConfig,
@@ -19,7 +25,6 @@ from conf.groups import (
     FilterConfig,
     FolderSource,
     ImageDataConfig,
-    KLAutoencoderConfig,
     MetricsConfig,
     OpenMojiSource,
     OptimizerConfig,
@@ -27,9 +32,7 @@ from conf.groups import (
     SamplerConfig,
     SourceConfig,
     TableSource,
-    TextEncoderConfig,
     TrackingConfig,
-    TrainedAutoencoderConfig,
     TrainingConfig,
     UNetConfig,
     WebDatasetSource,
@@ -228,5 +231,9 @@ CHOICES: dict[str, dict[str, type]] = {
         "table": TableSource,
         "webdataset": WebDatasetSource,
     },
-    "autoencoder": {"kl": KLAutoencoderConfig, "trained": TrainedAutoencoderConfig},
+    "autoencoder": {
+        "kl": KLAutoencoderConfig,
+        "trained": TrainedAutoencoderConfig,
+        "pretrained": PretrainedAutoencoderConfig,
+    },
 }

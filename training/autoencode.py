@@ -7,8 +7,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from conf.encoders import KLAutoencoderConfig
 from conf.errors import UserError
-from conf.groups import KLAutoencoderConfig
 from conf.schema import AutoencoderCommand
 from data.collate import ImageCollator
 from data.corpus import open_corpus

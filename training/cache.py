@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from conf.encoders import TrainedAutoencoderConfig
 from conf.errors import RunError
-from conf.groups import TrainedAutoencoderConfig
 from conf.schema import CacheCommand
 from data.arrays import dump_array
 from data.collate import caption_of, image_of

@@ -8,9 +8,10 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+from conf.encoders import TextEncoderConfig
 from conf.enums import Precision
 from conf.errors import UserError
-from conf.groups import DiffusionConfig, TextEncoderConfig, UNetConfig
+from conf.groups import DiffusionConfig, UNetConfig
 from conf.schema import TrainCommand
 from data.arrays import load_array
 from data.collate import latent_batch

@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conf.compose import compose_config
+from conf.encoders import KLAutoencoderConfig, TrainedAutoencoderConfig
 from conf.enums import Crop, EngineKind, ImageFormat
 from conf.errors import UserError
-from conf.groups import KLAutoencoderConfig, TableSource, TrainedAutoencoderConfig, WebDatasetSource
+from conf.groups import TableSource, WebDatasetSource
 from conf.rules import check, field_bound, micro_batch
 from tests.conf.minimum import minimum
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from conf.groups import KLAutoencoderConfig
+from conf.encoders import KLAutoencoderConfig
 from training.models.layers import (
     Attention,
     Downsample,

@@ -17,8 +17,8 @@ from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from conf.encoders import TextEncoderConfig
 from conf.errors import UserError
-from conf.groups import TextEncoderConfig
 
 PACKAGE_SCHEME = "package://"
 FINGERPRINTED_SUFFIXES = {".safetensors", ".json", ".txt", ".model"}  # weights, config, vocabulary

@@ -6,7 +6,7 @@ from torch import nn
 from torch.distributions import Normal
 from torch.distributions import kl_divergence as torch_kl
 
-from conf.groups import KLAutoencoderConfig
+from conf.encoders import KLAutoencoderConfig
 from tests.helpers.diffusers_keys import autoencoder_names, norm_eps, randomize
 from training.models.autoencoder import (
     KLAutoencoder,

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoTokenizer
 
+from conf.encoders import TextEncoderConfig
 from conf.errors import UserError
-from conf.groups import TextEncoderConfig
 from training.models.text import (
     TextEncoder,
     fingerprint_folder,
