@@ -1,7 +1,7 @@
 """Files of weights, opened without reading them and without running anything of theirs.
 
-Owns the two formats, safetensors and torch's zip or legacy file, and how damage is named; refuses to
-know what the weights are of. A pickle goes through torch's own reader of tensors alone.
+Owns the two formats, safetensors and torch's own, and how damage is named; refuses to know what the
+weights are of. A pickle goes through torch's own reader of tensors alone.
 """
 
 import json
@@ -81,7 +81,9 @@ def sharded(index: Path, setting: str) -> list[Path]:
         if Path(name).name != name or not name.endswith(".safetensors"):
             raise UserError(setting, f"{index} names {name!r}, no file beside it", REMEDY)
         if not (index.parent / name).is_file():
-            raise UserError(setting, f"{index.parent} lacks {name}, which {index.name} names", REMEDY)
+            raise UserError(
+                setting, f"{index.parent} lacks {name}, which {index.name} names", REMEDY
+            )
     return [index.parent / name for name in files]
 
 
