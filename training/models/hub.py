@@ -1,8 +1,8 @@
 """Files of a repository on the Hugging Face hub, fetched into its own cache on this machine.
 
-Owns what hf://ORG/NAME means and which words say that something could not be had. Refuses to choose
-files: the caller names patterns, and nothing else is downloaded. Code and pickles are of no use here.
-The hub's own variables work as ever: HF_HOME, HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE.
+Owns what hf://ORG/NAME means and which words say that something could not be had. Refuses to
+choose files: the caller names patterns, and nothing else is downloaded. The hub's own variables
+work as ever: HF_HOME, HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE.
 """
 
 import glob
@@ -81,6 +81,8 @@ def _is_inside(subfolder: str) -> bool:
 
 def _explain(error: Exception, revision: str | None) -> tuple[str, str]:
     """What was wrong and what would be right."""
+    if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, HfHubHTTPError):
+        error = error.__cause__  # the hub was reached, and it said no
     match error:
         case RevisionNotFoundError():
             return f"has no revision {revision}", "give a commit, tag or branch that its page shows"

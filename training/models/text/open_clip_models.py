@@ -113,9 +113,10 @@ def load_open_clip(
     if config.pooled is Pooled.projected and model.text_projection is None:
         raise Refused("pooled", "the model has no projection", "choose pooled=pooled or none")
     found = model.load_state_dict(_read_text_half(weights), strict=False, assign=True)
-    if config.pooled is not Pooled.projected:
+    unused = () if config.pooled is Pooled.projected else (PROJECTION,)
+    if unused:
         model.text_projection = None  # it may be missing
-    check_weights(model.requires_grad_(False).eval(), found.missing_keys, (PROJECTION,))
+    check_weights(model.requires_grad_(False).eval(), found.missing_keys, unused)
     model.register_buffer("attn_mask", _causal_mask(model.context_length), persistent=False)
     tokenizer = SimpleTokenizer(context_length=model.context_length, **options)
     return OpenClipTower(model, config), OpenClipTokenizer(tokenizer, model.context_length)
