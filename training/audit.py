@@ -126,7 +126,9 @@ class _Auditor:
         self.images = open_dataset(config.images or origins["images"], "images", setting)
         self.autoencoder = load_autoencoder(autoencoder_config(origins["autoencoder"]))
         self.text_encoder = load_text_encoder(text_encoder_config(origins["text_encoder"]))
-        self.encoder = Encoder(self.autoencoder, self.text_encoder, self.encoding)
+        views = len(self.spec.views)
+        self.encoder = Encoder(self.autoencoder, self.text_encoder, self.encoding, views)
+        self.encoder.most_captions = 1  # those of one sample at a time
         self.changed = list(_changed(latents, self.images, self.autoencoder, self.text_encoder))
 
     def sample(self, shard: int, row: int) -> Audited | str:
@@ -217,7 +219,7 @@ def _changed(
         ("text encoder", text_encoder.fingerprint, manifest.text.encoder),
     ):
         if now != then:
-            yield f"the {name} are not those that the latents were made from ({now[:12]})"
+            yield f"{name}: not what the latents were made from (it is {now[:12]}, was {str(then)[:12]})"
 
 
 def _statistics_faults(latents: Dataset) -> Iterator[str]:
