@@ -9,6 +9,9 @@ from s3fs import S3FileSystem
 
 from tests.helpers.faults import FaultyProxy
 from tests.helpers.s3 import start_seaweedfs
+from training.models.operators import define_missing_operators
+
+define_missing_operators()  # tests import transformers and diffusers themselves
 
 
 @pytest.fixture(scope="session")

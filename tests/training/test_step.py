@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from conf.groups import DiffusionConfig
-from data.manifest import LatentSpec
 from data.sample import LatentBatch
+from data.spec import LatentSpec
 from training.diffusion.schedule import build_schedule
 from training.step import (
     Condition,
