@@ -11,8 +11,10 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 from huggingface_hub import constants
 
+from conf.compose import compose_config
 from conf.encoders import PretrainedAutoencoderConfig
 from conf.errors import UserError
+from tests.conf.minimum import minimum
 from tests.helpers import autoencoders
 from tests.helpers.autoencoders import VARIANTS, compvis, in_checkpoint, old_names, save, weights_of
 from tests.helpers.hub import serve_hub
@@ -568,3 +570,13 @@ def test_sizes_of_the_published_ones_are_seen_in_their_shapes():
     assert (kl.latent_channels, kl.attention, kl.quant_convs) == (4, True, True)
     assert (tiny.encoder_blocks, tiny.decoder_blocks) == ((1, 3, 3, 3), (3, 3, 3, 1))
     assert (tiny.channels, tiny.latent_channels) == (64, 4)
+
+
+@pytest.mark.parametrize("name", ["sd15", "sd21", "sdxl", "sd3", "flux", "taesd"])
+def test_a_recipe_names_a_repository_and_pins_nothing_unknown(name):
+    overrides = minimum("cache", f"autoencoder={name}")
+    config = compose_config("cache", overrides).autoencoder
+    assert isinstance(config, PretrainedAutoencoderConfig)
+    assert config.path.startswith("hf://") and config.path.count("/") == 3
+    assert config.subfolder in (None, "vae")
+    assert config.revision is None
