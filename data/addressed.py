@@ -112,13 +112,12 @@ def _tar_and_index(
     for row, sample in enumerate(samples):
         own = {}
         for extension, content in sorted(sample.members.items()):
-            place = (
-                first.setdefault(content, (row, extension)) if extension in deduplicate else None
-            )
-            if place in (None, (row, extension)):
+            here = (row, extension)
+            place = first.setdefault(content, here) if extension in deduplicate else here
+            if place == here:
                 own[extension] = content
             else:
-                shared.append((row, extension, place))  # type: ignore[arg-type]
+                shared.append((row, extension, place))
         kept.append(RawSample(sample.key, own, sample.bucket))
     content = write_tar(kept)
     index = index_tar(content, members, name)
