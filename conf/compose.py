@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from functools import cache
 from importlib import resources
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, get_args
 
 from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
@@ -159,10 +160,13 @@ def _settings(
     """
     for item in fields(schema):
         name = f"{prefix}{item.name}"
-        nested = item.type
+        nested = _without_none(item.type)
         if item.name == "kind" and prefix.rstrip(".") in CHOICES:
             continue  # it follows from the choice, as the other settings of the group do
         if isinstance(nested, type) and is_dataclass(nested):
+            if config is not None and OmegaConf.select(config, name) is None:
+                yield name, item.metadata.get("doc", "")
+                continue
             if config is not None:
                 actual = OmegaConf.get_type(OmegaConf.select(config, name))
                 yield from _settings(actual or nested, config, f"{name}.")
@@ -171,6 +175,12 @@ def _settings(
                 yield from _settings(choice, None, f"{name}.")
         else:
             yield name, item.metadata.get("doc", "")
+
+
+def _without_none(kind: Any) -> Any:
+    """The type of a group that may be absent."""
+    options = [option for option in get_args(kind) if option is not NoneType]
+    return options[0] if isinstance(kind, UnionType) and len(options) == 1 else kind
 
 
 def config_dict(typed: Any) -> dict[str, Any]:

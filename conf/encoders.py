@@ -36,6 +36,10 @@ class KLAutoencoderConfig(AutoencoderConfig):
         "a linear map from patches to moments and back beside the network", False
     )
     norm_groups: int = setting("groups of every GroupNorm", 32, low=1)
+    quant_convs: bool = setting(
+        "1x1 convolutions after the encoder and before the decoder, as the paper has; SD 3 has none",
+        True,
+    )
 
 
 @dataclass(kw_only=True, slots=True)

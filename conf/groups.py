@@ -36,6 +36,11 @@ def group(config: type, doc: str) -> Any:
     return field(default_factory=config, metadata={"doc": doc})
 
 
+def group_or_none(doc: str) -> Any:
+    """A nested group of settings that is absent until a choice is given."""
+    return field(default=None, metadata={"doc": doc})
+
+
 @dataclass(kw_only=True, slots=True)
 class SourceConfig:
     """Where image-caption pairs come from."""
@@ -303,6 +308,23 @@ class ImageDataConfig(DataConfig):
         0.0,
         low=0,
         high=1,
+    )
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainDataConfig(ImageDataConfig):
+    """A dataset of latents, or of images, that the denoiser is trained on."""
+
+    incomplete: bool = setting(
+        "train on latents of which some samples are missing because their images were bad", False
+    )
+    check_origins: bool = setting(
+        "refuse latents whose images, autoencoder or text encoder are still where they were but are "
+        "no longer what they were",
+        True,
+    )
+    statistics_samples: int = setting(
+        "with images, of how many samples at most the latents' scale is measured", 4096, low=1
     )
 
 

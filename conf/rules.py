@@ -6,10 +6,13 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from conf.encoders import KLAutoencoderConfig
+from conf.encoding import EncodingConfig
 from conf.enums import Crop, EngineKind, ImageFormat
 from conf.errors import UserError
 from conf.groups import DataConfig, TableSource, WebDatasetSource
 from conf.schema import AutoencoderCommand, CacheCommand, SampleCommand, ShardCommand, TrainCommand
+
+MAY_BE_EMPTY = ("attention_levels", "sizes")
 
 
 def check(config: Any) -> None:
@@ -38,6 +41,8 @@ def check(config: Any) -> None:
                 )
             _training(config)
         case CacheCommand():
+            _ranks(config)
+            _captions(config.encoding)
             if isinstance(config.autoencoder, KLAutoencoderConfig):
                 raise UserError(
                     f"autoencoder={config.autoencoder.kind}",
@@ -47,6 +52,13 @@ def check(config: Any) -> None:
                 )
         case TrainCommand():
             _training(config)
+            _captions(config.encoding)
+            if isinstance(config.autoencoder, KLAutoencoderConfig):
+                raise UserError(
+                    f"autoencoder={config.autoencoder.kind}",
+                    "has no weights",
+                    "give autoencoder=trained or autoencoder=pretrained, or leave it out",
+                )
         case SampleCommand():
             _prompts(config.prompts)
 
@@ -136,7 +148,7 @@ def _images(config: ShardCommand) -> None:
         )
 
 
-def _ranks(config: ShardCommand) -> None:
+def _ranks(config: ShardCommand | CacheCommand) -> None:
     rank, world_size = config.rank, config.world_size
     if (rank is None) != (world_size is None):
         one, other = ("rank", "world_size") if world_size is None else ("world_size", "rank")
@@ -185,6 +197,13 @@ def _table(config: TableSource) -> None:
         )
 
 
+def _captions(config: EncodingConfig) -> None:
+    if len(set(config.captions)) != len(config.captions):
+        raise UserError(
+            f"encoding.captions={config.captions}", "names a field twice", "name each field once"
+        )
+
+
 def _prompts(prompts: Any) -> None:
     texts = prompts if isinstance(prompts, list) else [prompts]
     if not texts or not all(isinstance(text, str) for text in texts):
@@ -210,7 +229,7 @@ def _bounds(config: Any, prefix: str = "") -> None:
         if low is None or value is None:
             continue
         numbers = value if isinstance(value, list) else [value]
-        if not numbers and item.name != "attention_levels":
+        if not numbers and item.name not in MAY_BE_EMPTY:
             raise UserError(f"{name}=[]", "is empty", "give at least one number")
         for number in numbers:
             if not math.isfinite(number) or number < low:

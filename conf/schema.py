@@ -13,12 +13,12 @@ from conf.encoders import (
     TextEncoderConfig,
     TrainedAutoencoderConfig,
 )
-from conf.enums import Crop, DemoRecipe, ImageFormat, LatentDtype
+from conf.encoding import EncodingConfig
+from conf.enums import Crop, DemoRecipe, ImageFormat
 from conf.groups import (
     BucketsConfig,
     CheckpointConfig,
     ClusterConfig,
-    DataConfig,
     DatasetConfig,
     DiffusionConfig,
     EngineConfig,
@@ -33,10 +33,12 @@ from conf.groups import (
     SourceConfig,
     TableSource,
     TrackingConfig,
+    TrainDataConfig,
     TrainingConfig,
     UNetConfig,
     WebDatasetSource,
     group,
+    group_or_none,
     setting,
 )
 
@@ -120,20 +122,56 @@ class CacheCommand:
 
     out: str = setting("URL of the dataset to write")
     data: ReadingConfig = group(ReadingConfig, "the dataset of images")
-    autoencoder: AutoencoderConfig = group(AutoencoderConfig, "the trained autoencoder")
+    autoencoder: AutoencoderConfig = group(AutoencoderConfig, "the autoencoder")
     text_encoder: TextEncoderConfig = group(TextEncoderConfig, "the text encoder")
-    dtype: LatentDtype = setting(
-        "number format of moments and text embeddings", LatentDtype.float16
+    encoding: EncodingConfig = group(EncodingConfig, "what is kept, and in which numbers")
+    sizes: list[int] = setting(
+        "sides of squares whose area images are brought to, each to a dataset out/SIDE of its own; "
+        "none keeps the dataset's sizes and writes to out",
+        [],
+        low=1,
     )
-    micro_batch_size: int = setting("images encoded at once", 64, low=1)
+    deduplicate: bool = setting(
+        "store equal captions of a shard once; stock WebDataset then finds only the first", False
+    )
+    micro_batch_size: int | None = setting(
+        "images encoded at once; null is as many as have two million pixels, 64 at most",
+        None,
+        low=1,
+    )
+    max_bad_share: float = setting(
+        "share of the images that may be impossible to decode: up to it they are skipped, counted "
+        "and listed in skipped.json, above it the command stops; 0 stops at the first",
+        0.0,
+        low=0,
+        high=1,
+    )
+    rank: int | None = setting(
+        "number of this process among those that make the cache together; null is RANK or "
+        "SLURM_PROCID, or 0",
+        None,
+        low=0,
+    )
+    world_size: int | None = setting(
+        "how many processes make the cache together; null is WORLD_SIZE or SLURM_NTASKS, or 1",
+        None,
+        low=1,
+    )
+    cluster: ClusterConfig = group(ClusterConfig, "where it runs")
 
 
 @dataclass(kw_only=True, slots=True)
 class TrainCommand:
-    """Train the denoiser on a dataset of latents."""
+    """Train the denoiser on a dataset of latents, or of images, which are encoded as it goes."""
 
     out: str = setting("URL of the run to write")
-    data: DataConfig = group(DataConfig, "the dataset of latents")
+    data: TrainDataConfig = group(TrainDataConfig, "the dataset of latents or of images")
+    autoencoder: AutoencoderConfig | None = group_or_none(
+        "what encodes images; with latents, what they have to be made with; null takes the "
+        "dataset's word for it"
+    )
+    text_encoder: TextEncoderConfig | None = group_or_none("the same for captions")
+    encoding: EncodingConfig = group(EncodingConfig, "what is kept of images, if they are encoded")
     unet: UNetConfig = group(UNetConfig, "the denoiser")
     diffusion: DiffusionConfig = group(DiffusionConfig, "the forward process")
     train: TrainingConfig = group(TrainingConfig, "length and seed")
@@ -193,9 +231,18 @@ class VerifyCommand:
     seed: int = setting("seed of that draw", 0, low=0, high=4611686018427387904)
     decode: bool = setting("whether every sample is also decoded, when every byte is read", False)
     threads: int = setting("shards read at the same time by a rank", 4, low=1, high=64)
+    audit: int = setting(
+        "samples of a dataset of latents that are also encoded again from their images, compared, "
+        "decoded, and shown beside their images in out/audit.png",
+        0,
+        low=0,
+    )
+    images: str | None = setting(
+        "with audit, URL of the images if they are no longer where they were cached from", None
+    )
     out: str | None = setting(
-        "URL of a folder for broken.json and a record of every whole shard, which a rerun skips; "
-        "null writes nothing",
+        "URL of a folder for broken.json, audit.json, audit.png and a record of every whole shard, "
+        "which a rerun skips; null writes nothing",
         None,
     )
 

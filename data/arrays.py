@@ -13,19 +13,19 @@ from data.npy import parse_header, parse_npy
 from data.tar import Column, CorruptShard
 
 HEADER_BYTES = 128  # NumPy's, for arrays of up to four dimensions
-FLOATS = ("<f2", "<f4")
+NUMBERS = ("<f2", "<f4", "<u2", "<i4")  # floats, the bits of bfloat16, ids of tokens
 # A copy of so many bytes takes less time than letting other threads run meanwhile.
 HELD_BYTES = 2**15
 
 
-def dump_array(array: NDArray[np.floating[Any]]) -> bytes:
+def dump_array(array: NDArray[Any]) -> bytes:
     """The bytes of an .npy file."""
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     return buffer.getvalue()
 
 
-def load_array(content: bytes) -> NDArray[np.floating[Any]]:
+def load_array(content: bytes) -> NDArray[Any]:
     """An array from the bytes of an .npy file; never unpickles."""
     return parse_npy(content).copy()
 
@@ -39,7 +39,7 @@ class _Header(NamedTuple):
     crc32: int
 
 
-def stack_arrays(column: Column) -> NDArray[np.floating[Any]]:
+def stack_arrays(column: Column) -> NDArray[Any]:
     """Arrays of one shape as one of (B, ...), in the number format in which they lie.
 
     Raises:
@@ -55,7 +55,7 @@ def stack_arrays(column: Column) -> NDArray[np.floating[Any]]:
     return batch
 
 
-def pad_arrays(column: Column) -> tuple[NDArray[np.floating[Any]], NDArray[np.bool_]]:
+def pad_arrays(column: Column) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     """Arrays of (L_i, D) as one of (B, L, D), zero after each one's end, and a mask (B, L).
 
     Raises:
@@ -88,26 +88,26 @@ def _headers(column: Column) -> list[_Header]:
         if header is None or header.size != length or start + length > len(window):
             member = column.member(len(headers))
             member.copy()  # says so if it is damaged
-            raise CorruptShard(f"{member.where}: is no array of floats as this version writes them")
+            raise CorruptShard(f"{member.where}: is no array as this version writes them")
         headers.append(header)
     return headers
 
 
 @lru_cache(maxsize=4096)
 def _parse(content: bytes) -> _Header | None:
-    """A header; None if it is none that `dump_array` writes for floats."""
+    """A header; None if it is none that `dump_array` writes for a cache."""
     try:
         found = parse_header(content)
     except ValueError:
         return None
-    plain = not found.fortran_order and found.dtype.str in FLOATS
+    plain = not found.fortran_order and found.dtype.str in NUMBERS
     # Of no numbers, another side may be as long as it likes.
     if found.start != HEADER_BYTES or not plain or 0 in found.shape:
         return None
     return _Header(found.dtype, found.shape, found.size, crc32(content))
 
 
-def _fill(batch: NDArray[np.floating[Any]], column: Column, headers: Sequence[_Header]) -> None:
+def _fill(batch: NDArray[Any], column: Column, headers: Sequence[_Header]) -> None:
     """Copy the numbers of arrays to their places, and check the copies.
 
     What is used is what was checked, whoever writes to the shard meanwhile.

@@ -2,6 +2,7 @@
 
 import json
 import threading
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,13 +10,12 @@ from numpy.typing import NDArray
 from conf.errors import RunError, UserError
 from data.arrays import pad_arrays, stack_arrays
 from data.corpus import Corpus, Sample
+from data.draw import Choices, Draw
 from data.image import BadImage, decode_image, fit
 from data.sample import (
     CAPTION,
     IMAGE_EXTENSIONS,
     META,
-    MOMENTS,
-    TEXT,
     ImageBatch,
     LatentBatch,
     RawSample,
@@ -30,19 +30,38 @@ FEWEST_JUDGED = 1000
 
 
 def latent_batch(corpus: Corpus, places: range) -> LatentBatch:
-    """The latents at some places of the order.
+    """The latents at some places of the order, of one view and one caption each.
 
     Raises:
         CorruptShard: One is damaged, or is no array as the cache stage writes it.
     """
+    latents, text = corpus.main.manifest.latents, corpus.main.manifest.text
+    assert latents is not None and text is not None
+    wanted = [Choices(latents.members, Draw.view), Choices(text.members, Draw.caption)]
+    if text.pooled_members:
+        wanted.append(Choices(text.pooled_members, Draw.caption))
 
     def collate(columns: list[Column]) -> LatentBatch:
-        moments, texts = columns
-        text, mask = pad_arrays(texts)
+        moments, texts, *pooled = columns
+        embeddings, mask = pad_arrays(texts)
         numbers = np.arange(places.start, places.stop)
-        return LatentBatch(numbers, stack_arrays(moments), text, mask)
+        vectors = stack_arrays(pooled[0]) if pooled else None
+        return LatentBatch(numbers, stack_arrays(moments), embeddings, mask, vectors)
 
-    return corpus.checked(places, (MOMENTS, TEXT), collate)
+    return corpus.checked(places, wanted, collate)
+
+
+# From a sample, its image, the size that it is to have and the place that it is read at: an image
+# of that size, and a caption.
+Choose = Callable[
+    [Dataset, RawSample, NDArray[np.uint8], tuple[int, int], int], tuple[NDArray[np.uint8], str]
+]
+
+
+def _middle_and_caption(
+    dataset: Dataset, sample: RawSample, image: NDArray[np.uint8], size: tuple[int, int], place: int
+) -> tuple[NDArray[np.uint8], str]:
+    return fit(image, *size), caption_of(sample, dataset)
 
 
 class ImageCollator:
@@ -53,10 +72,12 @@ class ImageCollator:
 
     Args:
         max_bad_share: Share of the images read that may be bad.
+        choose: What is taken of each sample; None takes the middle of the image and the caption.
     """
 
-    def __init__(self, max_bad_share: float) -> None:
+    def __init__(self, max_bad_share: float, choose: Choose | None = None) -> None:
         self.max_bad_share = max_bad_share
+        self.choose = choose or _middle_and_caption
         self.bad: dict[str, str] = {}
         self._read = self._replaced = 0
         self._lock = threading.Lock()
@@ -68,14 +89,18 @@ class ImageCollator:
             UserError: More are bad than may be.
             CorruptShard: Bytes are not those that were indexed.
         """
-        pairs = [self._decoded(corpus, sample) for sample in corpus.locate(places)]
-        datasets, samples, images = zip(*pairs, strict=True)
-        height, width = corpus.bucket_at(places.start)
+        found = [self._decoded(corpus, sample) for sample in corpus.locate(places)]
+        size = corpus.bucket_at(places.start)
+        chosen = [
+            self.choose(dataset, sample, image, size, place)
+            for (dataset, sample, image), place in zip(found, places, strict=True)
+        ]
+        samples = [sample for _, sample, _ in found]
         return ImageBatch(
             places=np.array(places),
             keys=[sample.key for sample in samples],
-            images=np.stack([fit(image, height, width) for image in images]),
-            captions=[caption_of(one, of) for one, of in zip(samples, datasets, strict=True)],
+            images=np.stack([image for image, _ in chosen]),
+            captions=[caption for _, caption in chosen],
             metas=[meta_of(sample) for sample in samples],
         )
 

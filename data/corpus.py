@@ -1,6 +1,6 @@
 """What a training reads: one dataset or several, bucket by bucket, in an order known by place."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 from conf.errors import UserError
 from conf.groups import DataConfig
+from data.agree import differences, means_latents
+from data.draw import Choices, drawn
 from data.local_cache import LocalCache
-from data.manifest import Manifest
 from data.mixture import Mixture, Sequenced
 from data.order import Order, hashes
-from data.sample import MOMENTS, TEXT
 from data.stream import OPEN_SHARDS, Dataset, open_dataset, twice
 from data.tar import Column, Member
 
@@ -74,6 +74,7 @@ class Corpus:
         batch_size: int,
     ) -> None:
         self.datasets = tuple(datasets)
+        self.seed = seed
         self.parts = parts_of(datasets)
         self._firsts = np.array([part.first for part in self.parts])
         self._datasets = np.array([part.dataset for part in self.parts])
@@ -125,16 +126,20 @@ class Corpus:
         return self.datasets[part.dataset].manifest.buckets[part.bucket]
 
     def checked(
-        self, places: range, extensions: Sequence[str], take: Callable[[list[Column]], T]
+        self, places: range, extensions: Sequence[Choices], take: Callable[[list[Column]], T]
     ) -> T:
         """Give members of the samples at some places to `take`, which checks what it copies.
+
+        Of several extensions each place draws one that its sample has; the same draw gives a place
+        the same number everywhere.
 
         Raises:
             CorruptShard: One has no such member, or fresh reads gave damaged bytes too.
         """
         samples = self._numbers(places)
         return twice(
-            lambda: take(self._columns(samples, extensions)), lambda: self._forget(samples)
+            lambda: take(self._columns(samples, places, extensions)),
+            lambda: self._forget(samples),
         )
 
     def _numbers(self, places: range) -> NDArray[np.int64]:
@@ -151,20 +156,35 @@ class Corpus:
                 sample[2] = self.datasets[dataset].row(shard, bucket, nth)
         return samples
 
-    def _columns(self, samples: NDArray[np.int64], extensions: Sequence[str]) -> list[Column]:
+    def _columns(
+        self, samples: NDArray[np.int64], places: range, extensions: Sequence[Choices]
+    ) -> list[Column]:
         """The members of samples, by extension; each dataset is asked once for all of its own."""
         parts: list[tuple[list[int], list[Column]]] = []
         datasets = samples[:, 0].tolist()
         for number in set(datasets):
             dataset = self.datasets[number]
             here = [i for i, one in enumerate(datasets) if one == number]
-            numbers = [dataset.manifest.members.index(name) for name in extensions]
-            parts.append((here, dataset.columns(samples[here, 1:].tolist(), numbers)))
+            rows = samples[here, 1:].tolist()
+            at = [places[i] for i in here]
+            numbers = [self._drawn(dataset, rows, at, names) for names in extensions]
+            parts.append((here, dataset.columns(rows, numbers)))
         if len(parts) == 1:
             return parts[0][1]
         return [
             _woven([(here, columns[i]) for here, columns in parts]) for i in range(len(extensions))
         ]
+
+    def _drawn(
+        self, dataset: Dataset, rows: list[list[int]], places: list[int], choices: Choices
+    ) -> int | list[int]:
+        """The number of the member that each place reads."""
+        members = [dataset.manifest.members.index(name) for name in choices.names]
+        if len(members) == 1:
+            return members[0]
+        counts = dataset.present(rows, members)
+        draws = drawn(self.seed, np.array(places), choices.draw, counts)
+        return [members[draw] for draw in draws.tolist()]
 
     def stop_waiting(self) -> None:
         """Have every read that waits for a store that is gone fail, from now on."""
@@ -257,33 +277,14 @@ def open_corpus(config: DataConfig, kind: str, batch_size: int, world_size: int 
         where = f"{dataset.prefix.setting}={dataset.prefix.url}"
         if not dataset.manifest.samples:
             raise UserError(where, "has no samples", "give a dataset that has some")
-        if kind == "latents" and not _means_latents(dataset.manifest):
+        if kind == "latents" and not means_latents(dataset.manifest):
             remedy = "make it again with `ldm cache`"
             raise UserError(where, "does not say what its latents and texts mean", remedy)
-        for wrong in _differences(datasets[0], dataset):
+        for wrong in differences(datasets[0].manifest, dataset.manifest):
             raise UserError(
                 where, f"has {wrong} than data.url", "mix what one `ldm cache` setting has made"
             )
     return Corpus(datasets, config.weights, config.seed, config.block_shards, batch_size)
-
-
-def _means_latents(manifest: Manifest) -> bool:
-    """Whether a manifest has all that training on latents needs."""
-    return bool(manifest.latents and manifest.text and {MOMENTS, TEXT} <= {*manifest.members})
-
-
-def _differences(first: Dataset, other: Dataset) -> Iterable[str]:
-    """In what the numbers of two datasets of latents do not mean the same."""
-    one, two = first.manifest, other.manifest
-    if one.latents and two.latents and one.text and two.text:
-        if one.latents.autoencoder != two.latents.autoencoder:
-            yield "latents of another autoencoder"
-        if one.latents.dtype != two.latents.dtype:
-            yield "latents in another number format"
-        if one.text.encoder != two.text.encoder:
-            yield "captions of another text encoder"
-        if one.text.dtype != two.text.dtype:
-            yield "text embeddings in another number format"
 
 
 def _total(parts: Sequence[tuple[Sequenced, float]]) -> float:

@@ -167,31 +167,35 @@ def covering(size: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
 
 
 def cut(
-    image: NDArray[np.uint8], target: tuple[int, int], corner: tuple[int, int]
+    image: NDArray[np.uint8],
+    target: tuple[int, int],
+    corner: tuple[int, int],
+    resized: tuple[int, int] | None = None,
 ) -> NDArray[np.uint8]:
-    """Resize so that the target is just covered, and cut it out.
+    """Resize, and cut out the target.
 
     Args:
         image: uint8, (H, W, 3).
         target: Height and width of what comes out.
         corner: Its top and left in the resized image, which is never made as a whole: of a very
             long picture it would not fit into memory.
+        resized: Height and width of the resized image; None just covers the target.
 
     Returns:
         uint8, (*target, 3).
     """
     height, width = image.shape[:2]
-    if (height, width) == target:
+    if (height, width) == target and resized in (None, target):
         return image
-    (tall, wide), (top, left) = covering((height, width), target), corner
+    (tall, wide), (top, left) = resized or covering((height, width), target), corner
     box = (
         left * width / wide,
         top * height / tall,
         (left + target[1]) * width / wide,
         (top + target[0]) * height / tall,
     )
-    resized = Image.fromarray(image).resize(target[::-1], Image.Resampling.LANCZOS, box)
-    return np.asarray(resized)
+    made = Image.fromarray(image).resize(target[::-1], Image.Resampling.LANCZOS, box)
+    return np.asarray(made)
 
 
 def fit(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:

@@ -2,12 +2,21 @@
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from conf.errors import UserError
+from data.spec import (
+    LatentSpec,
+    TextSpec,
+    is_count,
+    is_hash,
+    parse_spec,
+    require,
+    require_sound_latents,
+    require_sound_text,
+)
 from data.storage import Prefix
 
 FORMAT = 2
@@ -15,7 +24,7 @@ NAME = "manifest.json"
 MAX_MANIFEST_BYTES = 2**26  # 150,000 shards
 MAX_INDEX_BYTES = 2**26
 MAX_SIDE = 2**16
-FLOATS = ("float16", "float32", "float64")
+EMPTY_TEXT = "empty.text.npy"  # the embedding of the empty caption
 
 
 def sha256(content: bytes) -> str:
@@ -72,58 +81,6 @@ class Shard:
     def index(self) -> str:
         """Name of the index within the dataset."""
         return f"index/{self.name}.npy"
-
-
-@dataclass(frozen=True, slots=True)
-class LatentSpec:
-    """What the numbers of a latent dataset mean.
-
-    A final latent is (z - shift) * scale per channel, where z is drawn from the stored mean and
-    log-variance.
-
-    Args:
-        channels: Latent channels C; the stored moments have 2C.
-        size: Height and width of a latent of the square bucket.
-        downsampling: Pixels to a side of one latent pixel.
-        dtype: Number format in the shards.
-        autoencoder: Fingerprint of the autoencoder's weights.
-        mean: Measured mean of z per channel.
-        std: Measured standard deviation of z per channel.
-        shift: Subtracted per channel.
-        scale: Then multiplied per channel.
-    """
-
-    channels: int
-    size: int
-    downsampling: int
-    dtype: str
-    autoencoder: str
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    shift: tuple[float, ...]
-    scale: tuple[float, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class TextSpec:
-    """What the text embeddings of a latent dataset mean.
-
-    Args:
-        encoder: Fingerprint of the text encoder and its tokenizer.
-        width: Channels of an embedding.
-        max_length: Longest caption in tokens.
-        dtype: Number format in the shards.
-        empty_sha256: Hash of the empty caption's embedding, which lies in `empty.text.npy`.
-    """
-
-    encoder: str
-    width: int
-    max_length: int
-    dtype: str
-    empty_sha256: str
-
-
-EMPTY_TEXT = "empty.text.npy"
 
 
 def square_side(buckets: Iterable[tuple[int, int]]) -> int:
@@ -208,6 +165,8 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
             raise UserError(
                 where, f"has format {raw['format']!r:.20}", f"this version reads format {FORMAT}"
             )
+        if raw["latents"] and "stored" not in raw["latents"]:
+            raise UserError(where, "holds latents of an earlier version", "cache them again")
         manifest = Manifest(
             kind=raw["kind"],
             buckets=tuple((int(height), int(width)) for height, width in raw["buckets"]),
@@ -216,8 +175,8 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
             identity=raw["identity"],
             settings=raw["settings"],
             parent=raw["parent"],
-            latents=_spec(LatentSpec, raw["latents"]),
-            text=_spec(TextSpec, raw["text"]),
+            latents=parse_spec(LatentSpec, raw["latents"]),
+            text=parse_spec(TextSpec, raw["text"]),
             tars=raw["tars"],
             origins=raw["origins"],
         )
@@ -248,43 +207,25 @@ def _require_sound(manifest: Manifest) -> None:
     hints = (manifest.parent, manifest.tars, manifest.settings.get("caption_field"))
     sides = [side for bucket in manifest.buckets for side in bucket]
     names = [name for shard in manifest.shards for name in (shard.name, shard.tar)]
-    _require(manifest.kind in ("images", "latents"), f"kind is {manifest.kind!r}")
-    _require(all(isinstance(word, str) for word in words), "names are no texts")
-    _require(all(isinstance(hint, str | None) for hint in hints), "hints are no texts")
-    _require(len({*manifest.members}) == len(manifest.members), "two members of one name")
-    _require(all(_is_count(side, MAX_SIDE) and side for side in sides), "buckets of no size")
-    _require(all(_is_inside(name) for name in names), "names that leave the dataset")
-    _require(len({*names}) == len({*names[::2]}) + len({*names[1::2]}) == len(names), "names twice")
+    require(manifest.kind in ("images", "latents"), f"kind is {manifest.kind!r}")
+    require(all(isinstance(word, str) for word in words), "names are no texts")
+    require(all(isinstance(hint, str | None) for hint in hints), "hints are no texts")
+    require(len({*manifest.members}) == len(manifest.members), "two members of one name")
+    require(all(is_count(side, MAX_SIDE) and side for side in sides), "buckets of no size")
+    require(all(_is_inside(name) for name in names), "names that leave the dataset")
+    require(len({*names}) == len({*names[::2]}) + len({*names[1::2]}) == len(names), "names twice")
     least = 3 + 20 * len(manifest.members)  # bytes of a sample in the index
     for shard in manifest.shards:
         counts = (*shard.buckets, shard.bytes)
-        _require(all(_is_count(count) for count in counts), f"{shard.name!r} has no such counts")
-        _require(len(shard.buckets) == len(manifest.buckets), f"{shard.name!r} has other buckets")
+        require(all(is_count(count) for count in counts), f"{shard.name!r} has no such counts")
+        require(len(shard.buckets) == len(manifest.buckets), f"{shard.name!r} has other buckets")
         fits = shard.samples * least <= MAX_INDEX_BYTES
-        _require(fits, f"{shard.name!r} has more samples than an index can have")
-        _require(_is_hash(shard.sha256) and _is_hash(shard.index_sha256), "hashes that are none")
+        require(fits, f"{shard.name!r} has more samples than an index can have")
+        require(is_hash(shard.sha256) and is_hash(shard.index_sha256), "hashes that are none")
     if manifest.latents:
-        spec = manifest.latents
-        _require(all(map(_is_count, (spec.channels, spec.size))), "latents of no size")
-        _require(_is_count(spec.downsampling) and spec.downsampling > 0, "latents of no size")
-        _require(spec.dtype in FLOATS, "latents of no floats")
+        require_sound_latents(manifest.latents)
     if manifest.text:
-        counted = (manifest.text.width, manifest.text.max_length)
-        _require(all(map(_is_count, counted)), "texts of no size")
-        _require(manifest.text.dtype in FLOATS, "texts of no floats")
-
-
-def _require(right: bool, wrong: str) -> None:
-    if not right:
-        raise ValueError(wrong)
-
-
-def _is_count(value: object, most: int = 2**62) -> bool:
-    return type(value) is int and 0 <= value <= most
-
-
-def _is_hash(value: object) -> bool:
-    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
+        require_sound_text(manifest.text)
 
 
 def _is_inside(name: object) -> bool:
@@ -326,11 +267,3 @@ def load_manifest(prefix: Prefix, kind: str) -> Manifest:
             f"give the `out` of `ldm {command}`",
         )
     return manifest
-
-
-def _spec(kind: Any, raw: dict[str, Any] | None) -> Any:
-    if raw is None:
-        return None
-    return kind(
-        **{name: tuple(value) if isinstance(value, list) else value for name, value in raw.items()}
-    )

@@ -34,6 +34,11 @@ def hashes(size: int, *key: int) -> UINT64:
     return mix(state + mix(np.arange(size, dtype=np.uint64)))
 
 
+def hashes_of(places: NDArray[np.int64], *key: int) -> UINT64:
+    """A hash for each place, which depends on it and on `key` alone."""
+    return mix(places.astype(np.uint64) ^ mix(hashes(1, *key)))
+
+
 def permutation(size: int, *key: int) -> NDArray[np.int64]:
     """A permutation of range(size) that depends on `key` alone."""
     return np.argsort(hashes(size, *key), kind="stable")

@@ -9,7 +9,10 @@ from numpy.typing import NDArray
 CAPTION = "txt"
 META = "json"
 MOMENTS = "moments.npy"
+MEAN = "mean.npy"
 TEXT = "text.npy"
+TOKENS = "tokens.npy"
+POOLED = "pooled.npy"
 MAX_TEXT_BYTES = 2**20  # of a caption, a json, or a row of a table
 IMAGE_EXTENSIONS = ("png", "jpg", "jpeg", "webp")
 
@@ -80,12 +83,15 @@ class LatentBatch:
 
     Args:
         places: Places in the order of samples, int64, (B,).
-        moments: Raw mean and log-variance, (B, 2C, H, W), in the dataset's number format.
-        text: Text embeddings padded with zeros, (B, L, D), in the dataset's number format.
+        moments: Raw mean and log-variance, (B, 2C, H, W), or mean alone, (B, C, H, W), as stored.
+        text: Text embeddings padded with zeros, (B, L, D), as stored, or ids of tokens, int32,
+            (B, L, number of text models).
         text_mask: True at real tokens, (B, L).
+        pooled: A vector for each caption, (B, P), as stored, or None.
     """
 
     places: NDArray[np.int64]
-    moments: NDArray[np.floating[Any]]
-    text: NDArray[np.floating[Any]]
+    moments: NDArray[Any]
+    text: NDArray[Any]
     text_mask: NDArray[np.bool_]
+    pooled: NDArray[Any] | None = None

@@ -39,6 +39,10 @@ class ShardEntry:
     shard: Shard
     extra: dict[str, Any]
 
+    def to_json(self) -> bytes:
+        """The file as it is stored."""
+        return canonical_json({"shard": asdict(self.shard), "extra": self.extra})
+
 
 def begin_dataset(
     out: Prefix, settings: dict[str, Any], num_bytes: int = 0, shared: bool = False
@@ -102,20 +106,23 @@ def commit_index(
     out: Prefix, name: str, tar: TarFile, index: NDArray[np.void], num_buckets: int, **extra: Any
 ) -> ShardEntry:
     """Write the index of a tar that is there and, last, the entry that says that both are whole."""
+    shard, content = describe(name, tar, index, num_buckets)
+    if len(index):
+        out.write(shard.index, content)
+    entry = ShardEntry(shard, extra)
+    out.write(entry_name(name), entry.to_json())
+    return entry
+
+
+def describe(
+    name: str, tar: TarFile, index: NDArray[np.void], num_buckets: int
+) -> tuple[Shard, bytes]:
+    """A shard's record, and the bytes of its index."""
     buffer = io.BytesIO()
     np.save(buffer, index, allow_pickle=False)
-    shard = Shard(
-        name=name,
-        tar=tar.name,
-        buckets=tuple(np.bincount(index["bucket"], minlength=num_buckets).tolist()),
-        bytes=tar.bytes,
-        sha256=tar.sha256,
-        index_sha256=sha256(buffer.getvalue()),
-    )
-    if len(index):
-        out.write(shard.index, buffer.getvalue())
-    out.write(_entry_name(name), canonical_json({"shard": asdict(shard), "extra": extra}))
-    return ShardEntry(shard, extra)
+    buckets = tuple(np.bincount(index["bucket"], minlength=num_buckets).tolist())
+    hashed = sha256(buffer.getvalue())
+    return Shard(name, tar.name, buckets, tar.bytes, tar.sha256, hashed), buffer.getvalue()
 
 
 def finished_shard(out: Prefix, name: str) -> ShardEntry | None:
@@ -125,10 +132,10 @@ def finished_shard(out: Prefix, name: str) -> ShardEntry | None:
         UserError: It is damaged.
     """
     try:
-        content = out.read(_entry_name(name))
+        content = out.read(entry_name(name))
     except FileNotFoundError:
         return None
-    where, remedy = f"{out.url}/{_entry_name(name)}", "remove it, and run again"
+    where, remedy = f"{out.url}/{entry_name(name)}", "remove it, and run again"
     raw = parse_record(content, where, remedy)
     try:
         return ShardEntry(parse_shard(raw["shard"]), raw["extra"])
@@ -175,5 +182,6 @@ def shard_names(samples: int, shard_samples: int) -> list[str]:
     return [f"{i:05d}" for i in range(-(-samples // shard_samples))]
 
 
-def _entry_name(name: str) -> str:
+def entry_name(name: str) -> str:
+    """The file that says that a shard is finished."""
     return f"index/{name}.json"

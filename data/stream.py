@@ -71,6 +71,7 @@ class Dataset:
         self.whole = memory >= largest * min(open_shards, len(manifest.shards))
         self._opening: defaultdict[int, threading.Lock] = defaultdict(threading.Lock)
         self._alive: WeakValueDictionary[int, OpenShard] = WeakValueDictionary()
+        self.shares_members = bool(manifest.settings.get("deduplicate"))
         self.tars = open_prefix(manifest.tars, prefix.setting) if manifest.tars else prefix
         self.index = lru_cache(maxsize=open_shards)(self._load_index)
         self.open_shard = lru_cache(maxsize=open_shards)(self._open_shard)
@@ -103,12 +104,14 @@ class Dataset:
         entry = self.index(shard)[row]
         return RawSample(key_of(entry), members, int(entry["bucket"]))
 
-    def columns(self, samples: Sequence[Sequence[int]], numbers: Sequence[int]) -> list[Column]:
+    def columns(
+        self, samples: Sequence[Sequence[int]], numbers: Sequence[int | Sequence[int]]
+    ) -> list[Column]:
         """Members that every sample has, where they lie: unchecked views.
 
         Args:
             samples: Shard and row of each.
-            numbers: Of the wanted members in the manifest.
+            numbers: Of the wanted members in the manifest; one for all samples, or one for each.
 
         Returns:
             A column for each number.
@@ -119,8 +122,22 @@ class Dataset:
         """
         opened = [self.open_shard(shard) for shard, _ in samples]
         places = [one.places[row].tolist() for one, (_, row) in zip(opened, samples, strict=True)]
-        windows, firsts = self._windows(samples, opened, places, numbers)
-        return [self._column(samples, places, windows, firsts, number) for number in numbers]
+        wanted = [[one] * len(samples) if isinstance(one, int) else one for one in numbers]
+        # Of members that samples share, what lies between a sample's first and last may be all.
+        together = [[one] for one in wanted] if self.shares_members else [wanted]
+        columns = []
+        for some in together:
+            windows, firsts = self._windows(samples, opened, places, some)
+            columns += [self._column(samples, places, windows, firsts, one) for one in some]
+        return columns
+
+    def present(
+        self, samples: Sequence[Sequence[int]], numbers: Sequence[int]
+    ) -> NDArray[np.int64]:
+        """How many of some members each sample has, the first ones always."""
+        lengths = [self.open_shard(shard).places[row, 1, numbers] for shard, row in samples]
+        counts: NDArray[np.int64] = np.sum(np.stack(lengths) >= 0, axis=1)
+        return counts
 
     def name_of(self, shard: int, row: int, extension: str | None = None) -> str:
         """A sample, or a member of it, in words."""
@@ -177,24 +194,26 @@ class Dataset:
         places: list[Any],
         windows: list[memoryview],
         firsts: list[int],
-        number: int,
+        numbers: Sequence[int],
     ) -> Column:
         """A column out of windows of the tars, each of which begins at some byte."""
         starts = [
-            offsets[number] - first for (offsets, _, _), first in zip(places, firsts, strict=True)
+            offsets[number] - first
+            for (offsets, _, _), first, number in zip(places, firsts, numbers, strict=True)
         ]
-        lengths = [lengths[number] for _, lengths, _ in places]
+        lengths = [lengths[number] for (_, lengths, _), number in zip(places, numbers, strict=True)]
         if (shortest := min(lengths)) < 0:
-            shard, row = samples[lengths.index(shortest)]
-            extension = self.manifest.members[number]
+            nth = lengths.index(shortest)
+            extension = self.manifest.members[numbers[nth]]
+            shard, row = samples[nth]
             raise CorruptShard(f"{self.name_of(shard, row)}: has no {extension}")
-        crc32s = [crc32s[number] for _, _, crc32s in places]
+        crc32s = [crc32s[number] for (_, _, crc32s), number in zip(places, numbers, strict=True)]
 
         def member(nth: int) -> Member:
             start, length = starts[nth], lengths[nth]
             content = windows[nth][start : start + length]
             shard, row = samples[nth]
-            where = self.name_of(shard, row, self.manifest.members[number])
+            where = self.name_of(shard, row, self.manifest.members[numbers[nth]])
             return Member(content, start + firsts[nth], length, crc32s[nth], where)
 
         return Column(windows, starts, lengths, crc32s, member)
@@ -204,7 +223,7 @@ class Dataset:
         samples: Sequence[Sequence[int]],
         opened: Sequence[OpenShard],
         places: list[Any],
-        numbers: Sequence[int],
+        numbers: Sequence[Sequence[int]],
     ) -> tuple[list[memoryview], list[int]]:
         """For each sample bytes of its tar that hold its members, and where they begin.
 
@@ -214,7 +233,7 @@ class Dataset:
         for i, one in enumerate(opened):
             if one.content is None:
                 offsets, lengths, _ = places[i]
-                there = [n for n in numbers if lengths[n] >= 0]
+                there = [one[i] for one in numbers if lengths[one[i]] >= 0]
                 firsts[i] = min((offsets[n] for n in there), default=0)
                 end = max((offsets[n] + lengths[n] for n in there), default=0)
                 tar = self.manifest.shards[samples[i][0]].tar

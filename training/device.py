@@ -1,5 +1,7 @@
 """Where a single process computes, and in what precision."""
 
+import os
+
 import torch
 from torch import nn
 
@@ -7,13 +9,18 @@ from conf.enums import Precision
 
 
 def pick_device() -> torch.device:
-    """The GPU, where there is one, with float32 that is float32.
+    """This rank's GPU, where there is one, with float32 that is float32.
 
     By default cuDNN computes float32 convolutions with the 10 bits of TF32: what a cache holds
     would depend on the GPU that made it.
     """
     torch.backends.cudnn.allow_tf32 = False
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.backends.cuda.matmul.allow_tf32 = False
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    # Several ranks of a node may see all of its GPUs, or each its own.
+    rank = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", 0)))
+    return torch.device("cuda", rank % torch.cuda.device_count())
 
 
 def autocast_forward(model: nn.Module, precision: Precision, device: torch.device) -> None:

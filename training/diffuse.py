@@ -1,76 +1,83 @@
 """`ldm train`: trains the denoiser on a dataset of latents, and loads what it has trained."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from conf.encoders import TextEncoderConfig
 from conf.enums import Precision
 from conf.errors import UserError
 from conf.groups import DiffusionConfig, UNetConfig
 from conf.schema import TrainCommand
-from data.arrays import load_array
-from data.collate import latent_batch
 from data.corpus import open_corpus
-from data.manifest import EMPTY_TEXT, LatentSpec, Manifest, sha256
-from data.sample import LatentBatch
+from data.manifest import canonical_json, load_manifest, parse_record
+from data.spec import LatentSpec, TextSpec, parse_spec
 from data.storage import Prefix, open_prefix
 from data.stream import Dataset, open_dataset
-from data.tar import CorruptShard
-from training.autoencode import load_trained_autoencoder
 from training.device import autocast_forward, pick_device
 from training.diffusion.schedule import Schedule, build_schedule
+from training.encoders import (
+    AnyAutoencoder,
+    autoencoder_config,
+    load_autoencoder,
+    text_encoder_config,
+)
 from training.engine.checkpoint import EMA, require_checkpoint
 from training.engine.world import current_world
+from training.feed import Meaning, cached_feed, encode_captions, load_empty, meaning_of
 from training.loop import Task, read_run, run_config, train
-from training.models.autoencoder import KLAutoencoder
 from training.models.text import TextEncoder, load_text_encoder
 from training.models.unet import UNet
+from training.online import online_feed
 from training.step import Condition, latent_losses
+
+MEANING = "meaning.json"
 
 
 def train_denoiser(config: TrainCommand) -> None:
-    """Train the UNet of a configuration; channels and widths come from the dataset's manifest."""
-    data = open_corpus(config.data, "latents", config.batch_size, current_world().size)
-    spec = data.main.manifest.latents
-    assert spec is not None
+    """Train the UNet of a configuration; channels and widths come from what it is fed with."""
+    kind = load_manifest(open_prefix(config.data.url, "data.url"), "any").kind
+    data = open_corpus(config.data, kind, config.batch_size, current_world().size)
+    feed = cached_feed(config, data) if kind == "latents" else online_feed(config, data)
+    spec = feed.meaning.latents
     torch.manual_seed(config.train.seed)
     check_halvings(config.unet, spec, data.buckets)
-    model = build_unet(config.unet, data.main.manifest)
-    empty = torch.from_numpy(load_empty_text(data.main)).float()
+    model = build_unet(config.unet, feed.meaning)
 
-    def losses(
-        wrapped: nn.Module, batch: LatentBatch, device: torch.device
-    ) -> Mapping[str, Tensor]:
-        on_device = schedule.to(device)
+    def losses(wrapped: nn.Module, batch: Any, device: torch.device) -> Mapping[str, Tensor]:
         return latent_losses(
             wrapped,
-            batch,
+            feed.encode(batch),
             config.diffusion,
-            on_device,
+            schedule.to(device),
             spec,
-            empty.to(device),
+            feed.empty.to(device),
             config.train.seed,
             config.batch_size,
+            feed.embed,
         )
 
     schedule = build_schedule(config.diffusion)
-    train(config, Task("train", model, data, latent_batch, losses))
+    # What encoded the latents is known by its fingerprint, wherever it lies.
+    free: tuple[str, ...] = ("autoencoder", "text_encoder")
+    files = {MEANING: meaning_json(feed.meaning)}
+    if kind == "latents":  # which say all that themselves
+        free, files = (*free, "encoding"), {}
+    train(config, Task("train", model, data, feed.collate, losses, feed.identity, free, files))
 
 
-def build_unet(config: UNetConfig, manifest: Manifest) -> UNet:
-    """A fresh UNet with the channels and widths of a dataset of latents.
+def build_unet(config: UNetConfig, meaning: Meaning) -> UNet:
+    """A fresh UNet with the channels and widths of what it is fed with.
 
     Raises:
         UserError: Sizes that cannot work.
     """
-    assert manifest.latents is not None and manifest.text is not None
+    latents, text = meaning.latents, meaning.text
     try:
-        return UNet(config, manifest.latents.channels, manifest.text.width)
+        return UNet(config, latents.channels, text.width, text.pooled_width)
     except ValueError as error:
         raise UserError("unet", str(error), "choose sizes that fit") from None
 
@@ -99,23 +106,6 @@ def check_halvings(
             )
 
 
-def load_empty_text(data: Dataset) -> Any:
-    """The embedding (L, D) of the empty caption, as the manifest pins it.
-
-    Raises:
-        CorruptShard: It is not what the manifest says.
-    """
-    assert data.manifest.text is not None
-    where = f"{data.prefix.url}/{EMPTY_TEXT}"
-    try:
-        content = data.prefix.read(EMPTY_TEXT)
-    except FileNotFoundError:
-        raise CorruptShard(f"{where}: is missing; cache again") from None
-    if sha256(content) != data.manifest.text.empty_sha256:
-        raise CorruptShard(f"{where}: is not what the manifest pins; cache again")
-    return load_array(content)
-
-
 @dataclass(frozen=True, slots=True)
 class TrainedModel:
     """Everything that turns prompts into images, checked to be what the denoiser was trained with.
@@ -124,32 +114,36 @@ class TrainedModel:
         unet: Averaged weights, in evaluation mode.
         autoencoder: The one that the latents were made with.
         text_encoder: The one that the captions were encoded with.
-        empty: Embedding (L, D) of the empty caption.
+        empty: The condition of the empty caption.
         spec: What the latents mean.
         schedule: The forward process.
         diffusion: Its configuration.
         samples_seen: How long it was trained.
         weights: SHA-256 of the averaged weights.
-        latents: The datasets that it was trained on; the first says what latents mean.
+        datasets: Those that it was trained on.
         device: Where all of it is.
     """
 
     unet: UNet
-    autoencoder: KLAutoencoder
+    autoencoder: AnyAutoencoder
     text_encoder: TextEncoder
-    empty: Tensor
+    empty: Condition
     spec: LatentSpec
     schedule: Schedule
     diffusion: DiffusionConfig
     samples_seen: int
     weights: str
-    latents: tuple[Dataset, ...]
+    datasets: tuple[Dataset, ...]
     device: torch.device
+
+    @torch.inference_mode()
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Moments or means of images (B, 3, H, W) in [-1, 1], as the run's latents have them."""
+        return self.autoencoder.encode(images)[:, : self.spec.stored_channels]
 
     def encode_captions(self, captions: list[str]) -> Condition:
         """The condition of captions, on the model's device."""
-        encoding = self.text_encoder.encode(captions)
-        return Condition(encoding.embeddings, encoding.mask).to(self.device)
+        return encode_captions(self.text_encoder, captions).to(self.device)
 
 
 def load_trained(url: str) -> TrainedModel:
@@ -164,44 +158,65 @@ def load_trained(url: str) -> TrainedModel:
     diffusion = OmegaConf.to_object(OmegaConf.merge(DiffusionConfig, run["diffusion"]))
     assert isinstance(diffusion, DiffusionConfig)
     data = datasets_of(out, run)
-    manifest = data[0].manifest
-    assert manifest.latents is not None and manifest.text is not None
-    unet = build_unet(UNetConfig(**run["unet"]), manifest)
+    meaning = kept_meaning(out) if "latents" in run else meaning_of(data[0])
+    unet = build_unet(UNetConfig(**run["unet"]), meaning)
     unet.load_state_dict(checkpoint.tensors(EMA))
     unet.eval().requires_grad_(False)
     device = pick_device()
     autocast_forward(unet, Precision(run["precision"]), device)
-    autoencoder, fingerprint = load_trained_autoencoder(
-        manifest.origins["autoencoder"], f"autoencoder of checkpoint={url}, which was at"
-    )
-    text_encoder = load_text_encoder(
-        TextEncoderConfig(
-            path=manifest.origins["text_encoder"], max_length=manifest.text.max_length
-        )
-    )
+    where = f"autoencoder of checkpoint={url}, which was"
+    autoencoder = load_autoencoder(autoencoder_config(meaning.origins["autoencoder"]), where)
+    text_encoder = load_text_encoder(text_encoder_config(meaning.origins["text_encoder"]))
+    text_encoder.to(device)
     for name, now, then in (
-        ("autoencoder", fingerprint, manifest.latents.autoencoder),
-        ("text_encoder", text_encoder.fingerprint, manifest.text.encoder),
+        ("autoencoder", autoencoder.fingerprint, meaning.latents.autoencoder),
+        ("text_encoder", text_encoder.fingerprint, meaning.text.encoder),
     ):
         if now != then:
+            origin = meaning.origins[name]
             raise UserError(
                 f"checkpoint={url}",
-                f"the {name} at {manifest.origins[name]} is not the one that made the latents",
+                f"the {name} at {origin.get('url') or origin.get('path')} is not the one that made "
+                "the latents",
                 "put the old one back, or cache and train again",
             )
+    stored = meaning.text.stored == "embeddings" and "latents" not in run
+    empty = load_empty(data[0]) if stored else encode_captions(text_encoder, [""])
     return TrainedModel(
         unet=unet.to(device, memory_format=torch.channels_last),
-        autoencoder=autoencoder.to(device),
-        text_encoder=text_encoder.to(device),
-        empty=torch.from_numpy(load_empty_text(data[0])).float().to(device),
-        spec=manifest.latents,
+        autoencoder=autoencoder.model.to(device),
+        text_encoder=text_encoder,
+        empty=empty.to(device),
+        spec=meaning.latents,
         schedule=build_schedule(diffusion).to(device),
         diffusion=diffusion,
         samples_seen=checkpoint.progress.samples_seen,
         weights=checkpoint.files[EMA]["sha256"],
-        latents=data,
+        datasets=data,
         device=device,
     )
+
+
+def meaning_json(meaning: Meaning) -> bytes:
+    """What a run's images are encoded to, which no dataset says."""
+    specs = {"latents": asdict(meaning.latents), "text": asdict(meaning.text)}
+    return canonical_json({**specs, "origins": meaning.origins})
+
+
+def kept_meaning(out: Prefix) -> Meaning:
+    """What a run's images were encoded to.
+
+    Raises:
+        UserError: The file is missing or damaged.
+    """
+    where, remedy = f"{out.url}/{MEANING}", "run its `ldm train` command again"
+    try:
+        raw = parse_record(out.read(MEANING), where, remedy)
+        latents, text = parse_spec(LatentSpec, raw["latents"]), parse_spec(TextSpec, raw["text"])
+        assert latents is not None and text is not None
+        return Meaning(latents, text, raw["origins"])
+    except (FileNotFoundError, KeyError, TypeError) as error:
+        raise UserError(where, f"is missing or damaged ({error})", remedy) from error
 
 
 def datasets_of(out: Prefix, run: dict[str, Any]) -> tuple[Dataset, ...]:
@@ -212,12 +227,12 @@ def datasets_of(out: Prefix, run: dict[str, Any]) -> tuple[Dataset, ...]:
     """
     then = run_config(out)["data"]
     urls = [then["url"], *then["also"]]
-    datasets = tuple(open_dataset(url, "latents", "data.url of the run") for url in urls)
+    datasets = tuple(open_dataset(url, "any", "data.url of the run") for url in urls)
     for dataset, fingerprint in zip(datasets, run["data"]["fingerprints"], strict=True):
         if dataset.manifest.fingerprint != fingerprint:
             raise UserError(
                 f"checkpoint={out.url}",
-                f"was trained on latents that are no longer at {dataset.prefix.url}",
-                "cache them again with the same settings",
+                f"was trained on data that is no longer at {dataset.prefix.url}",
+                "make it again with the same settings",
             )
     return datasets

@@ -31,7 +31,7 @@ from training.diffuse import TrainedModel, load_trained
 from training.diffusion.loss import diffusion_loss
 from training.generate import grid, to_pixels
 from training.random import Purpose, normal, uniform
-from training.step import as_denoiser, empty_condition, final_latents, timestep_of
+from training.step import as_denoiser, final_latents, timestep_of
 
 RESULT = "evaluation.json"
 RECONSTRUCTIONS = "reconstructions.png"
@@ -98,7 +98,7 @@ def evaluate(config: EvaluateCommand) -> dict[str, Any]:
     batches = _read_all(data, config)
     result, picture = _measure(config, model, batches)
     keys = [key for batch in batches for key in batch.keys]
-    result["trained_on"] = sum(dataset.count_keys(keys) for dataset in model.latents)
+    result["trained_on"] = sum(dataset.count_keys(keys) for dataset in model.datasets)
     out.write(RECONSTRUCTIONS, encode_png(picture))
     out.write(RESULT, json.dumps(result, indent=1).encode() + b"\n")
     say(describe(result))
@@ -160,8 +160,7 @@ def _measure(
     with progress("evaluate", len(captions)) as meter:
         for number, batch in enumerate(batches):
             images = to_images(batch.images, model.device)
-            with torch.inference_mode():
-                moments = model.autoencoder.encode(images)
+            moments = model.encode_images(images)
             restored = to_pixels(_decode_mean(model, moments))
             psnr.append(_psnr(batch.images, restored))
             first = number * BATCH
@@ -206,7 +205,7 @@ def _caption_losses(
     conditions = (  # in the order of CAPTIONS
         model.encode_captions(batch.captions),
         model.encode_captions(others),
-        empty_condition(model.empty, len(places)),
+        model.empty.repeated(len(places)),
     )
     offset = uniform(config.seed, places, Purpose.evaluation)
     total = np.zeros((len(CAPTIONS), len(places)))
@@ -230,8 +229,7 @@ def _caption_losses(
 
 @torch.inference_mode()
 def _decode_mean(model: TrainedModel, moments: Tensor) -> Tensor:
-    mean, _ = moments.chunk(2, dim=1)
-    return model.autoencoder.decode(mean)
+    return model.autoencoder.decode(moments[:, : model.spec.channels])
 
 
 def _psnr(images: NDArray[np.uint8], restored: NDArray[np.uint8]) -> NDArray[np.float64]:

@@ -20,7 +20,7 @@ from data.storage import open_prefix
 from training.diffuse import TrainedModel, load_trained
 from training.diffusion.sampler import Progress, sample
 from training.random import Purpose, normal
-from training.step import as_denoiser, empty_condition, raw_latents
+from training.step import as_denoiser, raw_latents
 
 GRID = "grid.png"
 PROMPTS = "prompts.json"
@@ -80,7 +80,7 @@ def sample_images(
         as_denoiser(model.unet),
         noise(0),
         model.encode_captions(captions),
-        empty_condition(model.empty, len(captions)),
+        model.empty.repeated(len(captions)),
         model.schedule,
         model.diffusion.prediction,
         noise_of_step,

@@ -4,7 +4,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -58,6 +58,9 @@ class Task:
         collate: Makes the micro-batch of the samples at some places.
         losses: Per-sample values of a micro-batch, (B,) each; `loss` is minimised. Called with the
             wrapped model.
+        identity: What decides the result besides settings and data, JSON-ready.
+        free: Settings that do not decide it, or whose effect `identity` tells.
+        files: Kept with the run, by name.
     """
 
     command: str
@@ -65,6 +68,9 @@ class Task:
     data: Corpus
     collate: Callable[[Corpus, range], Any]
     losses: Callable[[nn.Module, Any, torch.device], Mapping[str, Tensor]]
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    free: tuple[str, ...] = ()
+    files: Mapping[str, bytes] = field(default_factory=dict)
 
 
 def train(config: TrainingConfigs, task: Task) -> None:
@@ -282,7 +288,8 @@ def _claim(out: Prefix, config: TrainingConfigs, task: Task) -> None:
 
     Every rank may call it: whoever comes first writes, the others compare.
     """
-    settings = {k: v for k, v in config_dict(config).items() if k not in FREE_SETTINGS}
+    free = (*FREE_SETTINGS, *task.free)
+    settings = {k: v for k, v in config_dict(config).items() if k not in free} | {**task.identity}
     settings["precision"] = config.engine.precision.value
     settings["data"] = {
         "fingerprints": [dataset.manifest.fingerprint for dataset in task.data.datasets],
@@ -297,8 +304,9 @@ def _claim(out: Prefix, config: TrainingConfigs, task: Task) -> None:
         url, *also = [dataset.prefix.absolute for dataset in task.data.datasets]
         told = replace(config, data=replace(config.data, url=url, also=also))
         content = config_yaml(told).encode()
-        if not out.exists(CONFIG) or out.read(CONFIG) != content:
-            out.write(CONFIG, content)
+        for name, kept in {CONFIG: content, **task.files}.items():
+            if not out.exists(name) or out.read(name) != kept:
+                out.write(name, kept)
 
 
 def read_run(out: Prefix, command: str) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Micro-batches of cached latents to losses; the one place that makes latents final."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -9,70 +9,96 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from conf.groups import DiffusionConfig
-from data.manifest import LatentSpec
 from data.sample import LatentBatch
+from data.spec import LatentSpec
 from training.diffusion.loss import diffusion_loss
 from training.diffusion.prediction import Denoiser
 from training.diffusion.schedule import Schedule
 from training.models.autoencoder import sample_moments
+from training.numbers import as_tensor
 from training.random import Purpose, normal, uniform
 
 
 class Condition(NamedTuple):
-    """Text embeddings (B, L, D), zero where padded, and their mask (B, L), True at real tokens."""
+    """What the denoiser knows of captions.
+
+    Attributes:
+        text: Embeddings, (B, L, D), zero where padded.
+        mask: (B, L), True at real tokens.
+        pooled: A vector for each caption, (B, P), or None.
+    """
 
     text: Tensor
     mask: Tensor
+    pooled: Tensor | None = None
 
     def to(self, device: torch.device) -> "Condition":
-        """Both on a device."""
-        return Condition(self.text.to(device), self.mask.to(device))
+        """All of it on a device."""
+        pooled = None if self.pooled is None else self.pooled.to(device)
+        return Condition(self.text.to(device), self.mask.to(device), pooled)
+
+    def repeated(self, count: int) -> "Condition":
+        """That of one caption, for `count` samples."""
+        pooled = None if self.pooled is None else self.pooled.expand(count, -1)
+        return Condition(self.text.expand(count, -1, -1), self.mask.expand(count, -1), pooled)
 
 
-def empty_condition(empty: Tensor, count: int) -> Condition:
-    """The condition of `count` empty captions, from the embedding (L, D) of one."""
-    text = empty.expand(count, *empty.shape)
-    return Condition(text, torch.ones(text.shape[:2], dtype=torch.bool, device=empty.device))
+Embed = Callable[[LatentBatch], Condition]
 
 
-def drop_captions(condition: Condition, empty: Tensor, dropped: Tensor) -> Condition:
+def condition_of_one(text: Tensor, pooled: Tensor | None = None) -> Condition:
+    """The condition of one caption from its embedding (L, D) and its vector (P,)."""
+    mask = torch.ones(1, len(text), dtype=torch.bool, device=text.device)
+    return Condition(text[None], mask, None if pooled is None else pooled[None])
+
+
+def drop_captions(condition: Condition, empty: Condition, dropped: Tensor) -> Condition:
     """Replace some captions by the empty one.
 
     Args:
-        condition: Of B captions.
-        empty: Embedding (L', D) of the empty caption.
+        condition: Of B captions, (B, L, D).
+        empty: Of the empty caption, (1, L', D).
         dropped: (B,), bool.
 
     Returns:
         A condition as long as the longer of L and L'.
     """
-    length = max(condition.text.shape[1], len(empty))
-    text, mask = (
-        torch.nn.functional.pad(condition.text, (0, 0, 0, length - condition.text.shape[1])),
-        torch.nn.functional.pad(condition.mask, (0, length - condition.mask.shape[1])),
-    )
-    empty_text = torch.nn.functional.pad(empty, (0, 0, 0, length - len(empty)))
-    empty_mask = torch.arange(length, device=mask.device) < len(empty)
+    length = max(condition.text.shape[1], empty.text.shape[1])
+    (text, mask), (empty_text, empty_mask) = (_padded(one, length) for one in (condition, empty))
+    pooled = condition.pooled
+    if pooled is not None and empty.pooled is not None:
+        pooled = torch.where(dropped[:, None], empty.pooled, pooled)
     return Condition(
         torch.where(dropped[:, None, None], empty_text, text),
         torch.where(dropped[:, None], empty_mask, mask),
+        pooled,
     )
+
+
+def _padded(condition: Condition, length: int) -> tuple[Tensor, Tensor]:
+    more = length - condition.text.shape[1]
+    pad = torch.nn.functional.pad
+    return pad(condition.text, (0, 0, 0, more)), pad(condition.mask, (0, more))
 
 
 def final_latents(moments: Tensor, noise: Tensor, spec: LatentSpec) -> Tensor:
     """Draw latents from raw moments and scale them as the dataset's LatentSpec says.
 
     Args:
-        moments: (B, 2C, H, W).
+        moments: (B, 2C, H, W); (B, C, H, W) where means alone are stored, which are not drawn from.
         noise: Standard normal, (B, C, H, W); zeros give the mean.
         spec: The dataset's.
 
     Returns:
         (B, C, H, W), about unit variance.
     """
-    return (sample_moments(moments, noise) - _channels(spec.shift, moments)) * _channels(
-        spec.scale, moments
-    )
+    drawn = moments if spec.stored == "mean" else sample_moments(moments, noise)
+    return (drawn - _channels(spec.shift, moments)) * _channels(spec.scale, moments)
+
+
+def mean_of(moments: Tensor, spec: LatentSpec) -> Tensor:
+    """The means (..., C, H, W) of what a dataset stores, unscaled."""
+    return moments[..., : spec.channels, :, :]
 
 
 def raw_latents(latents: Tensor, spec: LatentSpec) -> Tensor:
@@ -84,7 +110,8 @@ def as_denoiser(model: nn.Module) -> Denoiser:
     """A UNet as the denoiser that the diffusion functions call."""
 
     def denoise(noisy: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
-        result: Tensor = model(noisy, timesteps, condition.text, condition.mask)
+        pooled = () if condition.pooled is None else (condition.pooled,)
+        result: Tensor = model(noisy, timesteps, condition.text, condition.mask, *pooled)
         return result
 
     return denoise
@@ -113,9 +140,10 @@ def latent_losses(
     config: DiffusionConfig,
     schedule: Schedule,
     spec: LatentSpec,
-    empty: Tensor,
+    empty: Condition,
     seed: int,
     batch_size: int,
+    embed: Embed | None = None,
 ) -> Mapping[str, Tensor]:
     """Per-sample losses of a micro-batch: all that is random is keyed by (seed, place).
 
@@ -125,16 +153,17 @@ def latent_losses(
         config: Of the forward process.
         schedule: On the device to compute on.
         spec: Of the dataset.
-        empty: Embedding (L, D) of the empty caption, on the device.
+        empty: Of the empty caption, (1, L, D), on the device.
         seed: The run's.
         batch_size: Of the global batch, over which timesteps are stratified.
+        embed: Makes conditions of ids of tokens, where the dataset stores those.
 
     Returns:
         `loss`: (B,).
     """
     device = schedule.alphas.device
     places = batch.places.tolist()
-    moments = torch.from_numpy(batch.moments).float()
+    moments = as_tensor(batch.moments).float()
     shape = (spec.channels, *moments.shape[2:])
     posterior = normal(seed, places, Purpose.posterior, shape)
     latents = final_latents(moments, posterior, spec).to(device, memory_format=torch.channels_last)
@@ -142,14 +171,19 @@ def latent_losses(
     draws = stratified(uniform(seed, places, Purpose.timestep), batch.places, batch_size)
     timesteps = timestep_of(draws, config.num_timesteps).to(device)
     dropped = (uniform(seed, places, Purpose.caption) < config.caption_dropout).to(device)
-    # Moved in the number format in which it is stored: half the bytes.
-    text, mask = torch.from_numpy(batch.text), torch.from_numpy(batch.text_mask)
-    condition = Condition(text.to(device).float(), mask.to(device))
-    condition = drop_captions(condition, empty, dropped)
+    condition = embed(batch) if embed else _stored_condition(batch, device)
+    condition = drop_captions(condition.to(device), empty, dropped)
     losses = diffusion_loss(
         as_denoiser(model), latents, noise, timesteps, condition, schedule, config.prediction
     )
     return {"loss": losses}
+
+
+def _stored_condition(batch: LatentBatch, device: torch.device) -> Condition:
+    """Moved in the number format in which it is stored: half the bytes."""
+    pooled = None if batch.pooled is None else as_tensor(batch.pooled).to(device).float()
+    mask = torch.from_numpy(batch.text_mask).to(device)
+    return Condition(as_tensor(batch.text).to(device).float(), mask, pooled)
 
 
 def _channels(values: tuple[float, ...], like: Tensor) -> Tensor:

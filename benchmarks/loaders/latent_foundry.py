@@ -14,9 +14,10 @@ from data.arrays import dump_array
 from data.collate import latent_batch
 from data.corpus import open_corpus
 from data.loader import Loader
-from data.manifest import EMPTY_TEXT, LatentSpec, Manifest, TextSpec, sha256
+from data.manifest import EMPTY_TEXT, Manifest, sha256
 from data.sample import META, MOMENTS, TEXT, RawSample
 from data.shard import begin_dataset, commit_dataset, commit_shard
+from data.spec import LatentSpec, TextSpec
 from data.storage import open_prefix
 
 

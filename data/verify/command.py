@@ -12,7 +12,6 @@ from conf.schema import VerifyCommand
 from data.claim import claim
 from data.image import MAX_BYTES
 from data.manifest import (
-    EMPTY_TEXT,
     MAX_MANIFEST_BYTES,
     NAME,
     canonical_json,
@@ -22,9 +21,10 @@ from data.manifest import (
 from data.progress import progress
 from data.ranks import Ranks, this_rank
 from data.say import say
+from data.spec import EMPTY_POOLED
 from data.storage import Prefix, open_prefix
 from data.verify.index import Checked, unreadable
-from data.verify.sample import Fault, drawn_samples, text_fault
+from data.verify.sample import Fault, drawn_samples, pooled_fault, text_fault
 from data.verify.shard import drawn_faults, shard_faults
 
 NOTES = 20  # of a folder
@@ -131,22 +131,33 @@ def _manifest_faults(data: Checked) -> list[Fault]:
 
 
 def _empty_text_faults(data: Checked) -> list[Fault]:
-    """What is wrong with the empty caption's embedding, if the dataset has one."""
+    """What is wrong with what stands for the empty caption, if the dataset has it."""
     spec = data.manifest.text
     if spec is None:
         return []
+    faults = _pinned_faults(data, spec.empty, spec.empty_sha256, lambda c: text_fault(c, spec))
+    if spec.pooled_members:
+        pinned = spec.empty_pooled_sha256
+        faults += _pinned_faults(data, EMPTY_POOLED, pinned, lambda c: pooled_fault(c, spec))
+    return faults
+
+
+def _pinned_faults(
+    data: Checked, name: str, pinned: str, wrong_with: Callable[[bytes], str | None]
+) -> list[Fault]:
+    """What is wrong with a file that the manifest pins."""
     try:
-        content = data.prefix.read(EMPTY_TEXT, MAX_BYTES)
+        content = data.prefix.read(name, MAX_BYTES)
     except FileNotFoundError:
-        return [Fault(EMPTY_TEXT, "missing", "is missing")]
+        return [Fault(name, "missing", "is missing")]
     except UserError as error:
-        return [unreadable(data.prefix, EMPTY_TEXT, error)]
+        return [unreadable(data.prefix, name, error)]
     found = sha256(content)
-    if found != spec.empty_sha256:
-        what, hashes = "is not what the manifest pins", (spec.empty_sha256, found)
-        return [Fault(EMPTY_TEXT, "flipped", what, None, None, None, None, *hashes)]
-    wrong = text_fault(content, spec)
-    return [Fault(EMPTY_TEXT, "undecodable", wrong)] if wrong else []
+    if found != pinned:
+        what, hashes = "is not what the manifest pins", (pinned, found)
+        return [Fault(name, "flipped", what, None, None, None, None, *hashes)]
+    wrong = wrong_with(content)
+    return [Fault(name, "undecodable", wrong)] if wrong else []
 
 
 def _say_notes(data: Checked) -> None:

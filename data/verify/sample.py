@@ -3,16 +3,18 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data.image import BadImage, decode_image
-from data.manifest import Manifest, TextSpec
+from data.manifest import Manifest
 from data.npy import parse_npy
 from data.order import mix
-from data.sample import CAPTION, IMAGE_EXTENSIONS, META, MOMENTS, TEXT
+from data.sample import CAPTION, IMAGE_EXTENSIONS, META
 from data.say import one_line
+from data.spec import STORED_AS, TextSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,10 @@ def drawn_samples(counts: Sequence[int], samples: int, seed: int) -> dict[int, N
 def sample_fault(members: Sequence[str], manifest: Manifest) -> str | None:
     """What a sample lacks, or None."""
     if manifest.kind == "latents":
-        needed = (name for name in manifest.members if name != META)  # tars of others may have none
+        optional = {META}  # tars of others may have none
+        if manifest.text:  # samples have different numbers of captions
+            optional |= {*manifest.text.members[1:], *manifest.text.pooled_members[1:]}
+        needed = (name for name in manifest.members if name not in optional)
         lacks = [name for name in needed if name not in members]
         return f"has no {lacks[0]}" if lacks else None
     return None if {*members} & {*IMAGE_EXTENSIONS} else "has no image"
@@ -106,19 +111,21 @@ def member_fault(extension: str, content: bytes, bucket: int, manifest: Manifest
                 return "is no JSON object"
         elif extension == CAPTION:
             content.decode("utf-8")
-        elif extension == MOMENTS and manifest.latents:
+        elif manifest.latents and extension in manifest.latents.members:
             spec = manifest.latents
-            shape = (2 * spec.channels, height // spec.downsampling, width // spec.downsampling)
-            return _array_fault(parse_npy(content), shape, spec.dtype)
-        elif extension == TEXT and manifest.text:
+            sides = (height // spec.downsampling, width // spec.downsampling)
+            return _array_fault(parse_npy(content), (spec.stored_channels, *sides), spec.dtype)
+        elif manifest.text and extension in manifest.text.members:
             return text_fault(content, manifest.text)
+        elif manifest.text and extension in manifest.text.pooled_members:
+            return pooled_fault(content, manifest.text)
     except (BadImage, ValueError, RecursionError) as error:
         return f"cannot be read ({error})"
     return None
 
 
 def text_fault(content: bytes, spec: TextSpec) -> str | None:
-    """Why a text embedding cannot be used, or None."""
+    """Why what is stored of a caption cannot be used, or None."""
     try:
         text = parse_npy(content)
     except ValueError as error:
@@ -126,10 +133,29 @@ def text_fault(content: bytes, spec: TextSpec) -> str | None:
     length = len(text) if text.ndim else 0
     if not 1 <= length <= spec.max_length:
         return f"has {length} tokens, where 1 to {spec.max_length} can be"
-    return _array_fault(text, (length, spec.width), spec.dtype)
+    if spec.stored == "embeddings":
+        return _array_fault(text, (length, spec.width), spec.dtype)
+    if text.shape != (length, spec.models) or text.dtype.str != "<i4":
+        return f"is an array of {text.shape} {text.dtype}, not ({length}, {spec.models}) int32"
+    return None
 
 
-def _array_fault(array: NDArray[np.floating], shape: tuple[int, ...], dtype: str) -> str | None:
-    if array.shape != shape or str(array.dtype) != dtype or array.dtype.kind != "f":
+def pooled_fault(content: bytes, spec: TextSpec) -> str | None:
+    """Why the vector of a caption cannot be used, or None."""
+    try:
+        return _array_fault(parse_npy(content), (spec.pooled_width,), spec.dtype)
+    except ValueError as error:
+        return f"cannot be read ({error})"
+
+
+def _array_fault(array: NDArray[Any], shape: tuple[int, ...], dtype: str) -> str | None:
+    if array.shape != shape or array.dtype.str != STORED_AS[dtype]:
         return f"is an array of {array.shape} {array.dtype}, not {shape} {dtype}"
-    return None if np.isfinite(array).all() else "has numbers that are not finite"
+    return None if finite(array) else "has numbers that are not finite"
+
+
+def finite(array: NDArray[Any]) -> bool:
+    """Whether all numbers are finite; uint16 holds the bits of bfloat16."""
+    if array.dtype.kind == "u":  # all ones in the exponent
+        return not bool(((array & 0x7F80) == 0x7F80).any())
+    return bool(np.isfinite(array).all())

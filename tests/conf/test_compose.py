@@ -130,7 +130,6 @@ def test_a_setting_may_refer_to_another():
         ("++data.url=a", "did you mean data.url?"),
         ("~data.url", "did you mean data.url?"),
         ("unet=big", "--help"),
-        ("autoencoder=kl_f8", "--help"),
         ("source=openmoji", "--help"),
         ("hydra.run.dir=x", "--help"),
         ("schema/command=shard", "--help"),
@@ -225,7 +224,7 @@ def test_what_is_wrong_only_beside_another_choice_is_named():
 
 
 @pytest.mark.parametrize(
-    ("command", "name"), [("train", "emoji_tiny_autoencoder"), ("shard", "emoji_tiny")]
+    ("command", "name"), [("train", "emoji_autoencoder"), ("shard", "emoji_tiny")]
 )
 def test_an_experiment_of_another_command_is_named(command, name):
     error = _refused(command, *minimum(command), f"experiment={name}")

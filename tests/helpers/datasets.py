@@ -17,10 +17,11 @@ from conf.groups import SourceConfig
 from data.arrays import dump_array
 from data.image import encode_png
 from data.ingest import make_dataset
-from data.manifest import EMPTY_TEXT, LatentSpec, Manifest, TextSpec, sha256
+from data.manifest import EMPTY_TEXT, Manifest, sha256
 from data.sample import CAPTION, META, MOMENTS, TEXT, RawSample
 from data.shard import begin_dataset, commit_dataset, commit_shard
 from data.sources import build_source, open_part
+from data.spec import LatentSpec, TextSpec
 from data.storage import open_prefix
 
 IMAGE_MEMBERS = ("png", CAPTION, META)

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from conf.compose import compose_config
 from data.arrays import dump_array
-from data.manifest import EMPTY_TEXT, LatentSpec, Manifest, TextSpec, sha256
+from data.manifest import EMPTY_TEXT, Manifest, sha256
 from data.sample import META, MOMENTS, TEXT, RawSample
 from data.shard import begin_dataset, commit_dataset, commit_shard
+from data.spec import LatentSpec, TextSpec
 from data.storage import open_prefix
 from training.diffuse import train_denoiser
 from training.engine.checkpoint import Checkpoint, latest_checkpoint

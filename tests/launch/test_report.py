@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from data.image import decode_image
-from data.manifest import LatentSpec, Manifest, TextSpec
+from data.manifest import Manifest
+from data.spec import LatentSpec, TextSpec
 from launch.charts import picture
 from launch.findings import Findings, Samples
 from launch.report import page

@@ -4,7 +4,8 @@ Owns the network and the arithmetic of a diagonal Gaussian; refuses to scale lat
 LatentSpec does) and knows no loss but the KL term. Moments are raw: mean and log-variance as the
 network gives them, unclamped and unscaled, so that what a cache stores is what was computed.
 
-With `patch_size` 1 and `attention` on its weights are, renamed, those of Stable Diffusion's VAE.
+With `patch_size` 1 its weights are, renamed, those of Stable Diffusion's VAE; without `quant_convs`
+those of Stable Diffusion 3's and FLUX's.
 `patch_size` p folds p x p pixels into channels before the first convolution and back after the last
 one: p*p times fewer places to convolve, for small machines.
 """
@@ -61,7 +62,13 @@ class KLAutoencoder(nn.Module):
 
     Raises:
         ValueError: Channels that norm_groups does not divide; names the setting.
+
+    Attributes:
+        stochastic: Whether `encode` gives the moments of a Gaussian, to be drawn from.
+        latent_channels: C, channels of a latent.
     """
+
+    stochastic = True
 
     def __init__(self, config: KLAutoencoderConfig) -> None:
         super().__init__()
@@ -73,20 +80,27 @@ class KLAutoencoder(nn.Module):
                     f"autoencoder.norm_groups={config.norm_groups}"
                 )
         self.patch_size = config.patch_size
+        self.latent_channels = config.latent_channels
         self.levels = len(config.channel_mult)
         self.encoder = Encoder(config)
-        self.quant_conv = nn.Conv2d(2 * config.latent_channels, 2 * config.latent_channels, 1)
-        self.post_quant_conv = nn.Conv2d(config.latent_channels, config.latent_channels, 1)
+        self.quant_conv = _quant_conv(config, 2 * config.latent_channels)
+        self.post_quant_conv = _quant_conv(config, config.latent_channels)
         self.decoder = Decoder(config)
         self.shortcut = PatchShortcut(config, self.downsampling) if config.linear_shortcut else None
         if self.shortcut is not None:  # start as the linear map alone
-            zero_init(self.quant_conv)
+            zero_init(self.moments_conv)
             zero_init(self.decoder.conv_out)
 
     @property
     def downsampling(self) -> int:
         """Pixels to the side of a latent."""
         return self.patch_size * 2 ** (self.levels - 1)
+
+    @property
+    def moments_conv(self) -> nn.Conv2d:
+        """The convolution that the moments come out of."""
+        last = self.quant_conv
+        return last if isinstance(last, nn.Conv2d) else self.encoder.conv_out
 
     def encode(self, images: Tensor) -> Tensor:
         """Encodes images (B, 3, H, W) in [-1, 1] to raw moments (B, 2C, H/f, W/f).
@@ -198,6 +212,10 @@ class AttentionBlock(nn.Module):
         """(B, C, H, W) to (B, C, H, W)."""
         tokens = image_to_tokens(self.norm(images))
         return images + tokens_to_image(self.attention(tokens, tokens), *images.shape[2:])
+
+
+def _quant_conv(config: KLAutoencoderConfig, channels: int) -> nn.Module:
+    return nn.Conv2d(channels, channels, 1) if config.quant_convs else nn.Identity()
 
 
 def _folded_channels(config: KLAutoencoderConfig) -> int:

@@ -98,12 +98,20 @@ class UNet(nn.Module):
         config: Sizes.
         latent_channels: Channels of the latents, in and out.
         context_width: Width of the text embeddings.
+        pooled_width: Width of the vectors of whole captions, for `pooled_text`; 0 takes the mean of
+            the text embeddings in their place.
 
     Raises:
         ValueError: Sizes that cannot work; names the setting.
     """
 
-    def __init__(self, config: UNetConfig, latent_channels: int, context_width: int) -> None:
+    def __init__(
+        self,
+        config: UNetConfig,
+        latent_channels: int,
+        context_width: int,
+        pooled_width: int = 0,
+    ) -> None:
         super().__init__()
         check_config(config)
         self.channels = config.channels
@@ -111,9 +119,8 @@ class UNet(nn.Module):
         self.time_mlp = _mlp(config.channels, 4 * config.channels)
         self.pooled_text = None
         if config.pooled_text:
-            self.pooled_text = nn.Sequential(
-                nn.LayerNorm(context_width), _mlp(context_width, 4 * config.channels)
-            )
+            width = pooled_width or context_width
+            self.pooled_text = nn.Sequential(nn.LayerNorm(width), _mlp(width, 4 * config.channels))
         self.conv_in = nn.Conv2d(latent_channels, config.channels, 3, padding=1)
         skips = self._build_down(config, context_width)
         deepest = config.channels * config.channel_mult[-1]
@@ -159,6 +166,7 @@ class UNet(nn.Module):
         timesteps: Tensor,
         context: Tensor,
         context_mask: Tensor | None = None,
+        pooled: Tensor | None = None,
     ) -> Tensor:
         """Predicts a tensor of the latents' shape.
 
@@ -167,6 +175,7 @@ class UNet(nn.Module):
             timesteps: (B,), integer or float, in [0, num_timesteps).
             context: (B, L, context_width), the text embeddings token by token.
             context_mask: (B, L) bool, True at real tokens; None where all of them are real.
+            pooled: (B, pooled_width), a vector for each caption.
 
         Returns:
             (B, C, H, W).
@@ -180,7 +189,9 @@ class UNet(nn.Module):
                 f"unet.channel_mult has {len(self.down)} levels: the latents' height and width "
                 f"have to be multiples of {self.downsampling}, not {height} and {width}"
             )
-        embedding = self._embed(latents, timesteps, context, context_mask)
+        if pooled is None and self.pooled_text is not None:
+            pooled = masked_mean(context, context_mask)
+        embedding = self._embed(latents, timesteps, pooled)
         condition = (embedding, context, context_mask)
         hidden = self.conv_in(latents)
         skips = [hidden]
@@ -200,13 +211,11 @@ class UNet(nn.Module):
                 hidden = level.resample(hidden)
         return self.conv_out(F.silu(self.norm_out(hidden)))
 
-    def _embed(
-        self, latents: Tensor, timesteps: Tensor, context: Tensor, context_mask: Tensor | None
-    ) -> Tensor:
+    def _embed(self, latents: Tensor, timesteps: Tensor, pooled: Tensor | None) -> Tensor:
         """The embedding of timesteps and pooled text, activated: (B, 4 * channels)."""
         embedding = self.time_mlp(timestep_embedding(timesteps, self.channels).to(latents.dtype))
         if self.pooled_text is not None:
-            embedding = embedding + self.pooled_text(masked_mean(context, context_mask))
+            embedding = embedding + self.pooled_text(pooled)
         return F.silu(embedding)
 
 

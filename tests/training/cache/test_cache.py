@@ -11,60 +11,15 @@ from data.arrays import load_array
 from data.collate import image_of
 from data.sample import CAPTION, MOMENTS, TEXT
 from data.stream import open_dataset
-from tests.helpers.datasets import files_of, run_shard
-from training.autoencode import load_trained_autoencoder, train_autoencoder
-from training.cache import ChannelStatistics, Encoder, make_cache
-from training.diffuse import load_empty_text
+from tests.helpers.caches import run_cache, train_small
+from tests.helpers.datasets import files_of
+from training import encoders
+from training.autoencode import load_trained_autoencoder
+from training.feed import load_empty
+from training.models.autoencoder import KLAutoencoder
 from training.models.text import load_text_encoder
 
 TEXT_ENCODER = compose_config("cache", ["data.url=x", "out=x", "autoencoder.url=x"]).text_encoder
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A few dozen emoji of 16 pixels in shards of eight."""
-    out = tmp_path_factory.mktemp("cache") / "images"
-    run_shard(out, "source.split=held_out", "source.held_out_share=0.01", "shard_samples=8")
-    return out
-
-
-def train_small(images: Path, out: Path, seed: int) -> Path:
-    train_autoencoder(
-        compose_config(
-            "autoencoder",
-            [
-                "autoencoder=kl_emoji",
-                "autoencoder.channels=8",
-                f"data.url={images}",
-                f"out={out}",
-                "train.samples=8",
-                f"train.seed={seed}",
-                "batch_size=8",
-                "tracking.kind=off",
-                "engine.precision=fp32",
-            ],
-        )
-    )
-    return out
-
-
-@pytest.fixture(scope="module")
-def autoencoder(images: Path) -> Path:
-    """A run of `ldm autoencoder`, one step long."""
-    return train_small(images, images.parent / "autoencoder", seed=0)
-
-
-def run_cache(images: Path, autoencoder: Path, out: Path, *more: str) -> None:
-    settings = [f"data.url={images}", f"autoencoder.url={autoencoder}", f"out={out}", *more]
-    make_cache(compose_config("cache", settings))
-
-
-@pytest.fixture(scope="module")
-def cache(images: Path, autoencoder: Path) -> Path:
-    """The latents of the images; not to be changed."""
-    out = images.parent / "latents"
-    run_cache(images, autoencoder, out)
-    return out
 
 
 def test_what_is_stored_is_what_the_encoders_say(
@@ -88,7 +43,7 @@ def test_what_is_stored_is_what_the_encoders_say(
         assert text.shape == alone.embeddings[0].shape
         np.testing.assert_allclose(text, alone.embeddings[0], rtol=2e-3, atol=2e-3)
     empty = text_encoder.encode([""]).embeddings[0]
-    np.testing.assert_allclose(load_empty_text(latents), empty, rtol=2e-3, atol=2e-3)
+    np.testing.assert_allclose(load_empty(latents).text[0], empty, rtol=2e-3, atol=2e-3)
 
 
 def test_final_latents_of_the_whole_set_are_standard(cache: Path) -> None:
@@ -109,26 +64,15 @@ def test_final_latents_of_the_whole_set_are_standard(cache: Path) -> None:
     np.testing.assert_allclose(final.var((0, 2, 3)) + added, 1, rtol=1e-6)
 
 
-def test_statistics_by_shard_are_those_of_all() -> None:
-    chance = np.random.default_rng(0)
-    parts = [chance.standard_normal((n, 6, 4, 4)).astype(np.float16) for n in (3, 5, 1)]
-    apart, together = [ChannelStatistics(3) for _ in parts], ChannelStatistics(3)
-    for statistics, part in zip(apart, parts, strict=True):
-        statistics.add(part)
-    together.add(np.concatenate(parts))
-    np.testing.assert_allclose(sum(s.total for s in apart), together.total)
-    np.testing.assert_allclose(sum(s.squares for s in apart), together.squares)
-    assert sum(s.count for s in apart) == together.count
-
-
 def test_an_interrupted_cache_goes_on_and_ends_the_same(
     images: Path, autoencoder: Path, cache: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "latents"
     shutil.copytree(cache, out)
     (out / "manifest.json").unlink()
-    (out / "index/00001.json").unlink()
-    kept = out / "shards/00000.tar"
+    entries = sorted((out / "index").glob("*.json"))
+    entries[1].unlink()
+    kept = sorted((out / "shards").iterdir())[0]
     written = kept.stat().st_mtime_ns
     run_cache(images, autoencoder, out)
     assert kept.stat().st_mtime_ns == written
@@ -164,7 +108,7 @@ def test_another_dtype_into_the_same_place_is_refused_by_name(
     images: Path, autoencoder: Path, cache: Path
 ) -> None:
     with pytest.raises(UserError, match="dtype"):
-        run_cache(images, autoencoder, cache, "dtype=float32")
+        run_cache(images, autoencoder, cache, "encoding.dtype=float32")
 
 
 def test_a_setting_that_does_not_matter_changes_nothing(
@@ -175,13 +119,32 @@ def test_a_setting_that_does_not_matter_changes_nothing(
     assert files_of(cache) == before
 
 
-def test_numbers_that_float16_cannot_hold_are_found_here(autoencoder: Path) -> None:
-    model, _ = load_trained_autoencoder(str(autoencoder), "autoencoder.url")
-    encoder = Encoder(model, load_text_encoder(TEXT_ENCODER), "float16")
-    with torch.no_grad():
-        model.quant_conv.bias.fill_(1e6)
-    with pytest.raises(RunError, match="float32"):
-        encoder.moments(np.zeros((1, 16, 16, 3), np.uint8))
+@pytest.mark.parametrize(
+    ("bias", "dtype", "remedy"),
+    [(1e6, "float16", "dtype=float32"), (float("nan"), "float32", "weights")],
+)
+def test_numbers_that_cannot_be_stored_are_found_here(
+    images: Path,
+    autoencoder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    bias: float,
+    dtype: str,
+    remedy: str,
+) -> None:
+    load = encoders.load_trained_autoencoder
+
+    def broken(url: str, setting: str) -> tuple[KLAutoencoder, str]:
+        model, fingerprint = load(url, setting)
+        with torch.no_grad():
+            model.quant_conv.bias.fill_(bias)
+        return model, fingerprint
+
+    monkeypatch.setattr(encoders, "load_trained_autoencoder", broken)
+    key = open_dataset(str(images), "images").read(0, 0).key
+    with pytest.raises(RunError, match=f"{key}.*{remedy}"):
+        run_cache(images, autoencoder, tmp_path / "out", f"encoding.dtype={dtype}")
+    assert not list((tmp_path / "out").rglob("*.tar"))
 
 
 def test_cut_captions_are_counted(images: Path, autoencoder: Path, tmp_path: Path) -> None:
