@@ -9,6 +9,7 @@ processes of one thread each beside one), bytes (of every layout).
 """
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -18,8 +19,21 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.encoders.work import CASES, autoencoder_of, images_of, make_work
+from benchmarks.encoders.work import (
+    CASES,
+    TEXT_ENCODER,
+    autoencoder_of,
+    images_of,
+    make_work,
+)
 from benchmarks.tables import keep, median, spread, table
+from conf.compose import compose_config
+from conf.encoders import TextEncoderConfig
+from data.collate import caption_of
+from data.ingest import make_dataset
+from data.stream import open_dataset
+from training.cache import make_cache
+from training.models.text import load_text_encoder, resolve_folder
 
 PROGRAMS = {
     "Latent Foundry, `ldm cache`": "latent_foundry",
@@ -65,6 +79,89 @@ def ranks(folder: Path, repeats: int) -> str:
     return table(title, ["ranks", "seconds"], rows)
 
 
+# Settings of a layout beside the usual: moments and real tokens in float16.
+LAYOUTS = {
+    "float32, captions padded": ("encoding.dtype=float32", "text_encoder.padding=true"),
+    "float16, captions padded": ("text_encoder.padding=true",),
+    "float16": (),
+    "bfloat16": ("encoding.dtype=bfloat16",),
+    "float16, means alone": ("encoding.store=mean",),
+    "float16, ids of tokens": ("encoding.text=ids",),
+    "float16, means alone, ids of tokens": ("encoding.store=mean", "encoding.text=ids"),
+    "float16, equal captions once": ("deduplicate=true",),
+    "float16, flipped too": ("encoding.flip=true",),
+}
+
+
+def sizes(folder: Path, repeats: int) -> str:
+    """Bytes a sample of every layout, at the sizes of the MLPerf reference set."""
+    images, settings = _reference_sizes(folder)
+    rows = [["MLPerf's reference set, float32", f"{MLPERF_BYTES:,}", "100%", "44.6", ""]]
+    for name, layout in LAYOUTS.items():
+        out = folder / "out"
+        shutil.rmtree(out, ignore_errors=True)
+        last = {one.partition("=")[0]: one for one in (*settings, f"out={out}", *layout)}
+        with contextlib.redirect_stdout(sys.stderr):
+            (manifest,) = make_cache(compose_config("cache", list(last.values())))
+        files = [out / name for one in manifest.shards for name in (one.tar, one.index)]
+        each = sum(file.stat().st_size for file in files) / manifest.samples
+        spec = manifest.latents
+        assert spec is not None
+        terabytes = each * 1e8 / 1e12
+        errors = f"{spec.rms_error:.1e}" if spec.rms_error else "0"
+        rows.append(
+            [name, f"{each:,.0f}", f"{each / MLPERF_BYTES:.1%}", f"{terabytes:.1f}", errors]
+        )
+    title = (
+        "Bytes a sample with tar and index, images of 512 pixels, captions of 1,024 channels and "
+        f"{_tokens(images):.1f} tokens on average, at most 77"
+    )
+    columns = ["layout", "bytes", "of MLPerf's", "TB for 100 million", "rounding of latents"]
+    return table(title, columns, rows)
+
+
+def _reference_sizes(folder: Path) -> tuple[Path, list[str]]:
+    """Images and models with the sizes of Stable Diffusion 2.x; their weights do not matter."""
+    import torch
+    from diffusers import AutoencoderKL
+    from transformers import BertConfig, BertModel
+
+    images, autoencoder, text = (folder / f"sizes-{name}" for name in ("images", "kl", "text"))
+    source = ["size=512", "shard_samples=128", f"out={images}", "source.split=held_out"]
+    with contextlib.redirect_stdout(sys.stderr):
+        make_dataset(compose_config("shard", source))
+    torch.manual_seed(0)
+    blocks = {
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+        "block_out_channels": (8,) * 4,
+    }
+    AutoencoderKL(norm_num_groups=8, latent_channels=4, **blocks).save_pretrained(autoencoder)
+    sizes = {"hidden_size": 1024, "num_hidden_layers": 1, "num_attention_heads": 16}
+    BertModel(BertConfig(intermediate_size=64, **sizes)).save_pretrained(text)
+    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"):
+        shutil.copy(resolve_folder(TEXT_ENCODER) / name, text)
+    return images, [
+        f"data.url={images}",
+        "autoencoder=pretrained",
+        f"autoencoder.path={autoencoder}",
+        f"text_encoder.path={text}",
+        "text_encoder.max_length=77",
+    ]
+
+
+def _tokens(images: Path) -> float:
+    """Tokens of a caption, on average."""
+    data = open_dataset(str(images), "images")
+    text = load_text_encoder(TextEncoderConfig(path=TEXT_ENCODER, max_length=77))
+    captions = [
+        caption_of(data.read(shard, row), data)
+        for shard, one in enumerate(data.manifest.shards)
+        for row in range(one.samples)
+    ]
+    return sum(one.shape[1] for one in text.tokenize(captions).ids) / len(captions)
+
+
 def _program(folder: Path, case: str, module: str) -> float:
     out = folder / "out"
     shutil.rmtree(out, ignore_errors=True)
@@ -103,7 +200,7 @@ def _ranks(folder: Path, count: int) -> float:
     return time.perf_counter() - began
 
 
-SECTIONS: dict[str, Callable[[Path, int], str]] = {"rate": rate, "ranks": ranks}
+SECTIONS: dict[str, Callable[[Path, int], str]] = {"rate": rate, "ranks": ranks, "bytes": sizes}
 
 
 def main() -> None:

@@ -219,7 +219,8 @@ def _changed(
         ("text encoder", text_encoder.fingerprint, manifest.text.encoder),
     ):
         if now != then:
-            yield f"{name}: not what the latents were made from (it is {now[:12]}, was {str(then)[:12]})"
+            was = f"it is {now[:12]}, was {str(then)[:12]}"
+            yield f"{name}: not what the latents were made from ({was})"
 
 
 def _statistics_faults(latents: Dataset) -> Iterator[str]:

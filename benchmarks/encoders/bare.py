@@ -1,4 +1,4 @@
-"""The encoders alone, on batches that are decoded and in memory: the most that a cache can reach."""
+"""The encoders alone, on batches that are in memory: the most that a cache can reach."""
 
 from collections.abc import Callable
 from pathlib import Path
