@@ -4,6 +4,7 @@ Reading and decoding run on threads, encoding on this one, and writing on one mo
 written while the next is encoded.
 """
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -75,6 +76,7 @@ def make_cache(config: CacheCommand) -> list[Manifest]:
         finished.append(finish(config, data, autoencoder, encoder, target, ordered))
         counts = say_counts(config, ordered)
         seconds = time.perf_counter() - started
+        counts["waiting_share"] = round(pipeline.waited / seconds, 4)
         write_summary(target.out, "cache", encoded, seconds, peak_memory(), **counts)
     return finished
 
@@ -106,6 +108,7 @@ class _Pipeline:
         # Neighbours, so that batches may fill across their borders.
         first, last = (total * (ranks.rank + i) // ranks.world_size for i in (0, 1))
         self.own = range(first, last)
+        self.waited = 0.0
         self.entries = [finished_shards(target.out, target.names) for target in targets]
 
     def run(self) -> int:
@@ -115,7 +118,11 @@ class _Pipeline:
         stores_ids = self.config.encoding.text is TextStore.ids
         assembler = Assembler(self.encoder, self.targets, stores_ids)
         encoded = 0
-        with progress("cache", total) as meter, ThreadPoolExecutor(1, "write") as writer:
+        shown = os.environ.get("LOCAL_RANK", "0") == "0"  # of several ranks on a screen one speaks
+        with (
+            progress("cache", total, shown=shown) as meter,
+            ThreadPoolExecutor(1, "write") as writer,
+        ):
             self._check()
             writing: list[Future[list[ShardEntry]]] = []
             try:
@@ -130,9 +137,12 @@ class _Pipeline:
 
     def _encoded(self, assembler: Assembler, meter: Meter) -> Iterator[ShardWork]:
         shards = self.data.manifest.shards
+        asked = time.perf_counter()
         for shard, found in read_ahead(self._jobs(meter), self.config.data.threads):
+            self.waited += time.perf_counter() - asked
             yield from assembler.add(shard, shards[shard].samples, found)
             meter.advance(len(found))
+            asked = time.perf_counter()
         yield from assembler.finish()
 
     def _jobs(self, meter: Meter) -> Iterator[Callable[[], tuple[int, list]]]:
