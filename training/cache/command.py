@@ -11,7 +11,7 @@ from functools import partial
 
 from conf.enums import TextStore
 from conf.schema import CacheCommand
-from data.addressed import take_shard
+from data.addressed import sweep, take_shard
 from data.loader import read_ahead
 from data.manifest import Manifest
 from data.progress import Meter, peak_memory, progress, write_summary
@@ -56,6 +56,7 @@ def make_cache(config: CacheCommand) -> list[Manifest]:
     finished = [there for there in done if there is not None]
     for there, target in zip(done, targets, strict=True):
         if there is not None:
+            sweep(target.out, there)  # whoever finished it may have been killed before this
             say(f"cache: {target.out.url} is finished ({there.samples:,} latents), nothing to do")
     if not due:
         return finished
