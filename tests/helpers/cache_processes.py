@@ -25,7 +25,16 @@ from training.models.operators import define_missing_operators
 define_missing_operators()
 
 # Loaded once in the process that all others are forked from.
-PRELOADED = [__name__, "transformers.models.bert.modeling_bert", "transformers.models.bert"]
+PRELOADED = [
+    __name__,
+    "transformers.models.bert.modeling_bert",
+    "pytest",
+    "s3fs",
+    "fsspec.implementations.local",
+    "data.verify",
+    "tests.helpers.damage",
+    "tests.helpers.tiny_bert",
+]
 
 _forks = get_context("forkserver")
 _forks.set_forkserver_preload(PRELOADED)
