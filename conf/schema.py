@@ -231,9 +231,18 @@ class VerifyCommand:
     seed: int = setting("seed of that draw", 0, low=0, high=4611686018427387904)
     decode: bool = setting("whether every sample is also decoded, when every byte is read", False)
     threads: int = setting("shards read at the same time by a rank", 4, low=1, high=64)
+    audit: int = setting(
+        "samples of a dataset of latents that are also encoded again from their images, compared, "
+        "decoded, and shown beside their images in out/audit.png",
+        0,
+        low=0,
+    )
+    images: str | None = setting(
+        "with audit, URL of the images if they are no longer where they were cached from", None
+    )
     out: str | None = setting(
-        "URL of a folder for broken.json and a record of every whole shard, which a rerun skips; "
-        "null writes nothing",
+        "URL of a folder for broken.json, audit.json, audit.png and a record of every whole shard, "
+        "which a rerun skips; null writes nothing",
         None,
     )
 

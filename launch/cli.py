@@ -27,7 +27,7 @@ from launch.local import (
 HANDLERS = {
     "demo": "launch.demo:run_demo",
     "shard": "data.ingest:make_dataset",
-    "verify": "data.verify:verify",
+    "verify": "launch.verify:verify",
     "autoencoder": "training.autoencode:train_autoencoder",
     "cache": "training.cache:make_cache",
     "train": "training.diffuse:train_denoiser",

@@ -54,17 +54,21 @@ def collect(out: Prefix) -> Findings:
     run = read_run(out, "train")
     latents_at = open_prefix(run_config(out)["data"]["url"], "data.url of the run")
     latents = load_manifest(latents_at, "latents")
-    autoencoder = open_prefix(latents.origins["autoencoder"], "autoencoder.url of the run")
+    trained = latents.origins["autoencoder"].get("url")  # one that others have trained has no run
+    autoencoder = open_prefix(trained, "autoencoder.url of the run") if trained else None
     images = open_prefix(latents.origins["images"], "data.url of the cache")
     samples = [name for name in out.names("samples") if out.exists(f"samples/{name}/{PROMPTS}")]
-    places = [images, autoencoder, latents_at, out]
+    places = [images, *([autoencoder] if autoencoder else []), latents_at, out]
     places += [out / f"samples/{name}" for name in samples] + [out / "evaluation"]
     evaluated = out.exists(f"evaluation/{RESULT}")
     return Findings(
         run=run,
         latents=latents,
         stages=[_stage(place) for place in places if read_summary(place)],
-        curves={"autoencoder": read_metrics(autoencoder), "denoiser": read_metrics(out)},
+        curves={
+            "autoencoder": read_metrics(autoencoder) if autoencoder else [],
+            "denoiser": read_metrics(out),
+        },
         samples=[_samples(out / f"samples/{name}") for name in samples],
         evaluation=json.loads(out.read(f"evaluation/{RESULT}")) if evaluated else None,
         reconstructions=decode_image(out.read(f"evaluation/{RECONSTRUCTIONS}"))

@@ -124,6 +124,18 @@ class Encoder:
             images = images[len(part) :]
         return Pending(parts)
 
+    def captions(self, captions: Sequence[str]) -> list[StoredText]:
+        """Embed captions of any lengths, in their order."""
+        ids = self.text_encoder.tokenize(list(captions)).ids
+        by_length: dict[int, list[int]] = {}
+        for number, one in enumerate(ids):
+            by_length.setdefault(self.padded_length(one.shape[1]), []).append(number)
+        found: dict[int, StoredText] = {}
+        for numbers in by_length.values():
+            stored = self.texts([ids[number] for number in numbers])
+            found |= dict(zip(numbers, stored, strict=True))
+        return [found[number] for number in range(len(ids))]
+
     def texts(self, ids: Sequence[NDArray[np.int32]]) -> list[StoredText]:
         """Embed tokens (models, L) of captions whose padded lengths are the same.
 

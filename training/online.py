@@ -1,6 +1,6 @@
 """Images that are encoded as training goes, to the batches that a cache of them would give."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -28,7 +28,7 @@ from training.cache.plan import caption_slots
 from training.cache.read import ROWS_AT_ONCE, Decoded, captions_of, read_rows
 from training.cache.statistics import merged, shard_statistics
 from training.cache.write import scaling
-from training.encode import Encoder, StoredText, not_finite
+from training.encode import Encoder, not_finite
 from training.encoders import (
     Autoencoder,
     autoencoder_origin,
@@ -92,7 +92,7 @@ def encode_batch(encoder: Encoder, batch: ImageBatch) -> LatentBatch:
         if not finite:
             what = f"autoencoder's moments of {key}"
             raise RunError(not_finite(what, encoder.config, bool(computed)))
-    texts = _texts(encoder, batch.captions)
+    texts = encoder.captions(batch.captions)
     lengths = [len(one.tokens) for one in texts]
     tokens = np.zeros((len(texts), max(lengths), *texts[0].tokens.shape[1:]), texts[0].tokens.dtype)
     for row, one in zip(tokens, texts, strict=True):
@@ -101,19 +101,6 @@ def encode_batch(encoder: Encoder, batch: ImageBatch) -> LatentBatch:
     vectors = [one.pooled for one in texts if one.pooled is not None]
     pooled = np.stack(vectors) if vectors else None
     return LatentBatch(batch.places, latents.values, tokens, mask, pooled)
-
-
-def _texts(encoder: Encoder, captions: Sequence[str]) -> list[StoredText]:
-    """What the cache would store of captions, in their order."""
-    ids = encoder.text_encoder.tokenize(list(captions)).ids
-    by_length: dict[int, list[int]] = {}
-    for number, one in enumerate(ids):
-        by_length.setdefault(encoder.padded_length(one.shape[1]), []).append(number)
-    found: dict[int, StoredText] = {}
-    for numbers in by_length.values():
-        stored = encoder.texts([ids[number] for number in numbers])
-        found |= dict(zip(numbers, stored, strict=True))
-    return [found[number] for number in range(len(ids))]
 
 
 def _chooser(config: TrainCommand) -> Any:
@@ -137,7 +124,7 @@ def _chooser(config: TrainCommand) -> Any:
 
 
 def _empty(encoder: Encoder) -> Condition:
-    stored = _texts(encoder, [""])[0]
+    stored = encoder.captions([""])[0]
     pooled = None if stored.pooled is None else as_tensor(stored.pooled).float()
     return condition_of_one(as_tensor(stored.tokens).float(), pooled)
 

@@ -96,6 +96,11 @@ def final_latents(moments: Tensor, noise: Tensor, spec: LatentSpec) -> Tensor:
     return (drawn - _channels(spec.shift, moments)) * _channels(spec.scale, moments)
 
 
+def mean_of(moments: Tensor, spec: LatentSpec) -> Tensor:
+    """The means (..., C, H, W) of what a dataset stores, unscaled."""
+    return moments[..., : spec.channels, :, :]
+
+
 def raw_latents(latents: Tensor, spec: LatentSpec) -> Tensor:
     """Undo the scaling of `final_latents`, for the decoder."""
     return latents / _channels(spec.scale, latents) + _channels(spec.shift, latents)

@@ -84,9 +84,11 @@ def layout(
         for extension, start, length, crc in places:
             if length >= 0:
                 members.append(Member(row, key, extension, bucket, start, start + length, crc))
-    members.sort(key=lambda member: (member.start, member.stop))
+    members.sort(key=lambda member: (member.start, member.stop, member.row))
     right: list[Member] = []
     for member in members:
+        if right and manifest.settings.get("deduplicate") and _is_shared(member, right[-1]):
+            continue  # stored once, and checked once
         if member.stop > shard.bytes:
             faults.append(member.fault(shard.index, "index", "lie behind the end of the tar"))
         elif member.start % BLOCK or member.start < BLOCK:
@@ -97,6 +99,10 @@ def layout(
         else:
             right.append(member)
     return right, faults
+
+
+def _is_shared(one: Member, other: Member) -> bool:
+    return (one.start, one.stop, one.crc32) == (other.start, other.stop, other.crc32)
 
 
 def unreadable(prefix: Prefix, file: str, error: UserError) -> Fault:

@@ -61,10 +61,14 @@ def drawn_faults(data: Checked, shard: Shard, rows: NDArray[np.int64]) -> tuple[
         return faults, num_bytes
     members, wrong = layout(index[rows], data.manifest, shard)
     faults += wrong + _incomplete(data.manifest, shard, index[rows])
-    for row in range(len(rows)):
-        sample = [member for member in members if member.row == row]
-        if not sample:
-            continue
+    # Members that samples share lie with the first of them, perhaps far from the others.
+    apart = bool(data.manifest.settings.get("deduplicate"))
+    parts = [
+        part
+        for row in range(len(rows))
+        for part in _near([member for member in members if member.row == row], apart)
+    ]
+    for sample in parts:
         start = min(member.start for member in sample)
         length = max(member.stop for member in sample) - start
         if length > MAX_SAMPLE:
@@ -80,6 +84,13 @@ def drawn_faults(data: Checked, shard: Shard, rows: NDArray[np.int64]) -> tuple[
         num_bytes += len(window)
         faults += _window_faults(data, shard, sample, window, start)
     return faults, num_bytes
+
+
+def _near(sample: list[Member], apart: bool) -> list[list[Member]]:
+    """The members of a sample that are read in one range: all, or each by itself."""
+    if apart:
+        return [[member] for member in sample]
+    return [sample] if sample else []
 
 
 def _window_faults(

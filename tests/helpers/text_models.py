@@ -57,8 +57,23 @@ def clip_tokenizer(folder: Path, pad: str = END) -> Path:
     vocabulary = {word: number for number, word in enumerate([*words, START, END])}
     (folder / "vocab.json").write_text(json.dumps(vocabulary))
     (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
-    tokens = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": pad}
-    config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, **tokens}
+    flags = {"lstrip": False, "normalized": True, "rstrip": False, "single_word": False}
+    tokens: dict[str, Any] = {
+        name: {"content": content, **flags}
+        for name, content in {"bos_token": START, "eos_token": END, "unk_token": END}.items()
+    }
+    tokens["pad_token"] = pad
+    config = {
+        "tokenizer_class": "CLIPTokenizer",
+        "model_max_length": 77,
+        "do_lower_case": True,
+        "errors": "replace",
+        "add_prefix_space": False,
+        "pad_token": pad,
+        **{
+            name: {"__type": "AddedToken", **tokens[name]} for name in tokens if name != "pad_token"
+        },
+    }
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     (folder / "special_tokens_map.json").write_text(json.dumps(tokens))
     return folder

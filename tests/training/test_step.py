@@ -9,8 +9,8 @@ from data.spec import LatentSpec
 from training.diffusion.schedule import build_schedule
 from training.step import (
     Condition,
+    condition_of_one,
     drop_captions,
-    empty_condition,
     final_latents,
     latent_losses,
     raw_latents,
@@ -61,7 +61,7 @@ class MaskedMeanModel(nn.Module):
 
 def losses(places: list[int], dropout: float = 0.5) -> Tensor:
     config = DiffusionConfig(caption_dropout=dropout)
-    empty = torch.full((4, WIDTH), 2.0)
+    empty = condition_of_one(torch.full((4, WIDTH), 2.0))
     found = latent_losses(
         MaskedMeanModel(),
         batch(places),
@@ -112,10 +112,9 @@ def test_raw_latents_undo_final_latents() -> None:
 @pytest.mark.parametrize("empty_length", [2, 6])
 def test_dropped_captions_become_the_empty_one(empty_length: int) -> None:
     condition = Condition(torch.randn(3, 4, WIDTH), torch.arange(4) < torch.tensor([[4], [2], [3]]))
-    empty = torch.randn(empty_length, WIDTH)
+    empty = condition_of_one(torch.randn(empty_length, WIDTH))
     result = drop_captions(condition, empty, torch.tensor([False, True, False]))
-    expected = empty_condition(empty, 1)
-    assert torch.equal(result.text[1][result.mask[1]], expected.text[0])
+    assert torch.equal(result.text[1][result.mask[1]], empty.text[0])
     assert result.mask[1].sum() == empty_length
     for kept in (0, 2):
         before = condition.text[kept][condition.mask[kept]]

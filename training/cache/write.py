@@ -175,7 +175,7 @@ def _text_spec(config: CacheCommand, encoder: Encoder, out: Prefix) -> TextSpec:
     )
     if stores_ids:
         return replace(spec, empty_sha256=_pinned(out, spec.empty, dump_array(ids.T.copy())))
-    stored = encoder.texts([ids])[0]
+    stored = encoder.captions([""])[0]
     spec = replace(spec, empty_sha256=_pinned(out, spec.empty, dump_array(stored.tokens)))
     if stored.pooled is None:
         return spec

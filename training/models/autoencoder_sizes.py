@@ -72,6 +72,8 @@ def sizes_from_shapes(shapes: Shapes, spelling: Spelling) -> Sizes:
         _channels_out(shapes, f"encoder.{down}.{level}.{block}.0.conv1.weight")
         for level in range(levels)
     ]
+    if channels % ORIGINAL_GROUPS:
+        raise ValueError(f"{channels} channels are no multiple of {ORIGINAL_GROUPS}, as norms need")
     return KLAutoencoderConfig(
         latent_channels=_channels_in(shapes, "decoder.conv_in.weight"),
         channels=channels,

@@ -1,7 +1,7 @@
 """The settings of an autoencoder of diffusers, as its config.json has them.
 
-Owns what of them we have modules for; refuses what we have none for, by name. What is not said there
-is what diffusers takes it to be.
+Owns what of them we have modules for; refuses what we have none for, by name. What is left out
+there is what diffusers takes it to be.
 """
 
 from collections.abc import Mapping

@@ -17,7 +17,7 @@ from conf.encoders import PretrainedAutoencoderConfig
 from conf.errors import UserError
 from training.models.autoencoder import KLAutoencoder
 from training.models.autoencoder_sizes import Sizes
-from training.models.key_maps import Spelling, their_names
+from training.models.key_maps import their_names
 from training.models.pretrained_source import KNOWN_KINDS, Source, find_source
 from training.models.tiny import TinyAutoencoder, TinySizes
 
@@ -77,8 +77,7 @@ def _read(
 ) -> dict[str, Tensor]:
     """Every weight of `model`, which itself has none, by our names; and there is nothing else."""
     wanted = model.state_dict()
-    spelling = Spelling.tiny if isinstance(source.sizes, TinySizes) else source.spelling
-    names = their_names(wanted, spelling, model.levels)
+    names = their_names(wanted, source.spelling, model.levels)
     if missing := [key for key in names if key not in source.keys]:
         wrong = f"lacks {len(missing)} weights, the first is {missing[0]}"
         raise UserError(setting, f"{source.place} {wrong}", ANOTHER)

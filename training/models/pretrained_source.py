@@ -13,6 +13,7 @@ from training.models import hub
 from training.models.autoencoder_sizes import Scale, Sizes, known_scale, sizes_from_shapes
 from training.models.diffusers_config import published_scale, sizes_from_config
 from training.models.key_maps import Spelling, spelling_of
+from training.models.tiny import TinySizes
 from training.models.weight_files import (
     CHECKPOINTS,
     CONVERT,
@@ -103,7 +104,11 @@ def _open_folder(folder: Path, setting: str) -> Source:
     sizes, scale = sizes_from_config(config), published_scale(config)
     weights = open_safetensors(_files(folder, setting), setting)
     keys = {key: key for key in weights.shapes}
-    return Source(folder, weights, keys, _spelling(folder, keys, setting), sizes, scale)
+    spelling = _spelling(folder, keys, setting)
+    if isinstance(sizes, TinySizes) != (spelling is Spelling.tiny):
+        wrong = f"{folder} holds weights that are not of the {config['_class_name']} it says"
+        raise UserError(setting, wrong, "fetch config.json and weights of one model")
+    return Source(folder, weights, keys, spelling, sizes, scale)
 
 
 def _files(folder: Path, setting: str) -> list[Path]:

@@ -6,6 +6,7 @@ weights are of. A pickle goes through torch's own reader of tensors alone.
 
 import json
 import pickle
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -111,7 +112,8 @@ def open_checkpoint(path: Path, setting: str) -> WeightFile:
     try:
         # Only torch's zip files can be mapped into memory; older ones are read whole.
         mapped = zipfile.is_zipfile(path)
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        with warnings.catch_warnings(action="ignore"):  # an odd pickle is refused anyway
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         wrong = f"{path} holds more than tensors, or is damaged; none of its code was run"
         raise UserError(setting, wrong, CONVERT) from error

@@ -36,6 +36,8 @@ def diffusers_twin(sizes: KLAutoencoderConfig) -> AutoencoderKL:
         latent_channels=sizes.latent_channels,
         norm_num_groups=sizes.norm_groups,
         mid_block_add_attention=sizes.attention,
+        use_quant_conv=sizes.quant_convs,
+        use_post_quant_conv=sizes.quant_convs,
     )
 
 
@@ -51,7 +53,12 @@ def assert_equal_with_gradients(ours, theirs, given):
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"attention": False, "res_blocks": 2, "channel_mult": [1, 2]}]
+    "changes",
+    [
+        {},
+        {"attention": False, "res_blocks": 2, "channel_mult": [1, 2]},
+        {"quant_convs": False, "latent_channels": 16},
+    ],
 )
 def test_equals_diffusers(changes):
     sizes = config(**changes)
@@ -60,7 +67,7 @@ def test_equals_diffusers(changes):
     ours = KLAutoencoder(sizes)
     ours.load_state_dict(autoencoder_names(theirs.state_dict()), strict=True)
     assert norm_eps(ours) == autoencoder_names(norm_eps(theirs))
-    images, latents = torch.randn(2, 3, 16, 8), torch.randn(2, 4, 4, 2)
+    images, latents = torch.randn(2, 3, 16, 8), torch.randn(2, ours.latent_channels, 4, 2)
     assert_equal_with_gradients(
         ours.encode, lambda images: theirs.encode(images).latent_dist.parameters, images
     )
@@ -124,6 +131,22 @@ def test_downsampling_and_shapes(patch_size, levels):
     moments = autoencoder.encode(torch.randn(2, 3, 8, 16))
     assert moments.shape == (2, 10, 8 // factor, 16 // factor)
     assert autoencoder.decode(moments[:, :5]).shape == (2, 3, 8, 16)
+
+
+@pytest.mark.parametrize("quant_convs", [True, False])
+def test_says_what_it_is_and_where_its_moments_come_from(quant_convs):
+    autoencoder = KLAutoencoder(config(quant_convs=quant_convs, latent_channels=5))
+    assert autoencoder.stochastic
+    assert autoencoder.latent_channels == 5
+    nn.init.constant_(autoencoder.moments_conv.bias, 100.0)
+    assert autoencoder.encode(torch.zeros(1, 3, 8, 8)).min() > 50
+
+
+@pytest.mark.parametrize("quant_convs", [True, False])
+def test_with_a_linear_shortcut_it_starts_as_the_linear_map(quant_convs):
+    autoencoder = KLAutoencoder(config(quant_convs=quant_convs, linear_shortcut=True))
+    images = torch.randn(1, 3, 8, 8)
+    assert torch.equal(autoencoder.encode(images), autoencoder.shortcut.encode(images))
 
 
 def test_patches_stay_in_place():

@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 from conf.errors import UserError
 from training.models.text.records import TextEncoding, TextModel, Tokens
@@ -94,7 +93,7 @@ class TextEncoder:
 
         Args:
             ids: As `tokenize` gives them, (E, L) each; at least one.
-            length: L of what comes out; None is the longest caption's.
+            length: L, to which all are padded before a model runs; None is the longest caption's.
 
         Raises:
             ValueError: `length` is less than a caption has.
@@ -105,17 +104,11 @@ class TextEncoder:
         if length < longest:
             raise ValueError(f"a caption has {longest} tokens, more than length={length}")
         assert not self.padding or bool((lengths == self.max_length).all())
-        mask = (torch.arange(longest) < lengths[:, None]).to(self._device)
+        mask = (torch.arange(length) < lengths[:, None]).to(self._device)
         embeddings, pooled = self._run(ids, mask)
         # Out of inference mode, so that the result may enter a graph that is differentiated.
         embeddings = embeddings.masked_fill(~mask[:, :, None], 0.0)
-        return TextEncoding(
-            # Only now, so that no model runs over more padding than it must.
-            F.pad(embeddings, (0, 0, 0, length - longest)),
-            F.pad(mask, (0, length - longest)),
-            0,
-            pooled.clone() if pooled is not None else None,
-        )
+        return TextEncoding(embeddings, mask, 0, pooled.clone() if pooled is not None else None)
 
     @torch.inference_mode()
     def _run(self, ids: Sequence[NDArray[np.int32]], mask: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -56,7 +56,12 @@ class TransformersTower(nn.Module):
         """Embeddings (B, L, width), and what is pooled, (B, pooled_width) or None."""
         arguments = {}
         if mask is not None and not self._is_causal:
-            arguments["attention_mask"] = mask.long()
+            # Of four dimensions, for of two transformers leaves out a mask that is all ones, and
+            # computes in another way: what a caption gets would depend on those beside it.
+            hidden_keys = ~mask[:, None, None, :].expand(-1, 1, ids.shape[1], -1)
+            additive = torch.zeros(hidden_keys.shape, device=ids.device)
+            lowest = torch.finfo(additive.dtype).min
+            arguments["attention_mask"] = additive.masked_fill(hidden_keys, lowest)
         if self._layer < -1:
             arguments["output_hidden_states"] = True
         output = self.model(input_ids=ids, **arguments)

@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import open_clip
 import pytest
 import torch
 from transformers import AutoTokenizer
@@ -86,6 +87,14 @@ def test_pooled_outputs_are_transformers_own(folder, model, tokenizer, padding):
         end = output.last_hidden_state[0, -1]
         close(pooled.encode(CAPTIONS).pooled[row], end)
         close(projected.encode(CAPTIONS).pooled[row], output.text_embeds[0])
+
+
+def test_tokens_are_open_clip_s(folder, model):
+    captions = [*CAPTIONS, "Two  Cats\nin HATS: 3,000$ (it's snowing)", "日本 😀 naïve"]
+    tokens = load(folder).tokenize(captions)
+    for row, expected in zip(tokens.ids, open_clip.tokenize(captions), strict=True):
+        assert row[0].tolist() == expected[: row.shape[1]].tolist()
+        assert int(expected.argmax()) + 1 == row.shape[1]
 
 
 @pytest.mark.parametrize("pad", ["<|endoftext|>", "!"])

@@ -84,7 +84,10 @@ def test_tokenizers_that_disagree_are_refused_before_hours_go_by(sdxl, tmp_path)
     with pytest.raises(UserError, match="tokenizers give '' 2 and 1 tokens") as caught:
         load(parts(sdxl)[0], t5)
     assert caught.value.setting == "text_encoder.joined"
-    assert load(parts(sdxl)[0], t5, padding=True).encode(CAPTIONS).embeddings.shape == (4, 20, 32)
+    filled = load(parts(sdxl)[0], t5, padding=True)
+    assert filled.encode(CAPTIONS).embeddings.shape == (4, 20, 32)
+    # Cut by the second alone, which spells it out; cut by both; cut by none.
+    assert filled.tokenize(["elephants and giraffes", "one " * 30, "cat"]).truncated == 2
 
 
 def test_a_caption_that_they_disagree_on_later_is_named(sdxl):

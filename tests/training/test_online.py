@@ -1,0 +1,116 @@
+"""Training on images gives the batches and the loss of training on their cache."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from conf.compose import compose_config
+from conf.errors import UserError
+from conf.schema import TrainCommand
+from data.corpus import open_corpus
+from data.sample import LatentBatch
+from tests.helpers.caches import run_cache, train_small
+from tests.helpers.datasets import run_shard
+from tests.helpers.latents import SMALL_UNET, checkpoint_of
+from tests.helpers.latents import train_small as train_denoiser_small
+from training.diffuse import load_trained
+from training.engine.checkpoint import MODEL
+from training.feed import Feed, cached_feed
+from training.online import online_feed
+
+# What a cache can be told that changes what a place is given.
+LAYOUTS = {
+    "plain": (),
+    "flips and crops": ("encoding.flip=true", "encoding.crops=1", "encoding.crop_zoom=1.25"),
+    "means": ("encoding.store=mean", "encoding.dtype=bfloat16"),
+    "several captions": ("encoding.captions=[caption,group]",),
+    "padded": ("text_encoder.padding=true", "text_encoder.max_length=8"),
+}
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("online") / "images"
+    run_shard(out, "source.split=held_out", "source.held_out_share=0.01", "shard_samples=8")
+    return out
+
+
+@pytest.fixture(scope="module")
+def autoencoder(images: Path) -> Path:
+    return train_small(images, images.parent / "autoencoder", seed=0)
+
+
+def train_config(url: Path, out: Path, *more: str) -> TrainCommand:
+    settings = [f"data.url={url}", f"out={out}", "batch_size=8", "train.samples=24", *more]
+    config = compose_config("train", [*SMALL_UNET, *settings])
+    assert isinstance(config, TrainCommand)
+    return config
+
+
+def encoders(autoencoder: Path) -> list[str]:
+    return ["autoencoder=trained", f"autoencoder.url={autoencoder}", "text_encoder=minilm"]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_a_batch_is_that_of_the_cache(
+    images: Path, autoencoder: Path, tmp_path: Path, layout: tuple[str, ...]
+) -> None:
+    run_cache(images, autoencoder, tmp_path / "latents", *layout)
+    cached = train_config(tmp_path / "latents", tmp_path / "a")
+    online = train_config(images, tmp_path / "b", *encoders(autoencoder), *layout)
+    from_cache = open_corpus(cached.data, "latents", 8)
+    from_images = open_corpus(online.data, "images", 8)
+    one, two = cached_feed(cached, from_cache), online_feed(online, from_images)
+    assert two.meaning.latents == one.meaning.latents
+    assert torch.equal(two.empty.text, one.empty.text)
+    for start in range(0, 120, 8):
+        places = range(start, start + 8)
+        assert_same(_batch(one, from_cache, places), _batch(two, from_images, places))
+
+
+def _batch(feed: Feed, corpus: object, places: range) -> LatentBatch:
+    return feed.encode(feed.collate(corpus, places))  # type: ignore[arg-type]
+
+
+def assert_same(one: LatentBatch, two: LatentBatch) -> None:
+    for name in ("places", "moments", "text", "text_mask"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(two, name), name)
+
+
+def test_the_weights_are_those_of_training_on_the_cache(
+    images: Path, autoencoder: Path, tmp_path: Path
+) -> None:
+    run_cache(images, autoencoder, tmp_path / "latents")
+    train_denoiser_small(tmp_path / "latents", tmp_path / "cached")
+    train_denoiser_small(images, tmp_path / "online", *encoders(autoencoder))
+    one, two = (checkpoint_of(tmp_path / run).tensors(MODEL) for run in ("cached", "online"))
+    assert [name for name in one if not torch.equal(one[name], two[name])] == []
+    model = load_trained(str(tmp_path / "online"))
+    assert model.spec == load_trained(str(tmp_path / "cached")).spec
+
+
+def test_a_run_goes_on_with_the_scale_that_it_began_with(
+    images: Path, autoencoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = (*encoders(autoencoder), "data.statistics_samples=10")
+    train_denoiser_small(images, tmp_path / "run", *few, "train.samples=8")
+    assert "measured on the first 10 of 55" in capsys.readouterr().out
+    train_denoiser_small(images, tmp_path / "run", *few, "train.samples=16")
+    assert "measured" not in capsys.readouterr().out
+
+
+def test_images_without_encoders_are_refused(images: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="need an autoencoder and a text encoder"):
+        train_denoiser_small(images, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_autoencoder_is_another_run(
+    images: Path, autoencoder: Path, tmp_path: Path
+) -> None:
+    train_denoiser_small(images, tmp_path / "run", *encoders(autoencoder), "train.samples=8")
+    other = train_small(images, tmp_path / "other", seed=1)
+    with pytest.raises(UserError, match="holds other work"):
+        train_denoiser_small(images, tmp_path / "run", *encoders(other))
