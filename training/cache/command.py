@@ -139,7 +139,7 @@ class _Pipeline:
     def _jobs(self, meter: Meter) -> Iterator[Callable[[], tuple[int, list]]]:
         for number in self._due(meter):
             samples = self.data.manifest.shards[number].samples
-            for first in range(0, samples, ROWS_AT_ONCE):
+            for first in range(0, max(samples, 1), ROWS_AT_ONCE):  # an empty shard is one too
                 rows = range(first, min(first + ROWS_AT_ONCE, samples))
                 yield partial(read_rows, self.data, self.sizes, self.config.encoding, number, rows)
 

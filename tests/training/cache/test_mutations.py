@@ -167,7 +167,10 @@ PARTS: dict[str, tuple[Change, str]] = {
     "a forged parent": (forged(lambda made: replace(made, parent="0" * 64)), "images"),
     "a forged autoencoder": (forged_spec(autoencoder="0" * 64), "autoencoder"),
     "a forged stored": (forged_spec(stored="mean"), "does not say what its latents"),
-    "a forged number of views": (forged_spec(views=("center", "flipped")), "does not say what its latents"),
+    "a forged number of views": (
+        forged_spec(views=("center", "flipped")),
+        "does not say what its latents",
+    ),
     "the empty caption": (
         lambda stage: flip_byte(stage.latents / "empty.text.npy"),
         "empty.text.npy",
