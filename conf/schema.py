@@ -131,6 +131,11 @@ class CacheCommand:
         [],
         low=1,
     )
+    beside: bool = setting(
+        "write to a folder of out that is named by all that decides the cache, so that other settings "
+        "or images make another cache beside it",
+        False,
+    )
     deduplicate: bool = setting(
         "store equal captions of a shard once; stock WebDataset then finds only the first", False
     )
@@ -191,6 +196,10 @@ class SampleCommand:
     """Turn prompts into images."""
 
     checkpoint: str = setting("URL of an `ldm train` run")
+    autoencoder: AutoencoderConfig | None = group_or_none(
+        "the autoencoder, if it is no longer where the run found it"
+    )
+    text_encoder: TextEncoderConfig | None = group_or_none("the same for the text encoder")
     prompts: Any = setting(
         "a list ['red apple','a cat'], or the URL of a text file with a prompt a line"
     )
@@ -205,6 +214,10 @@ class EvaluateCommand:
     """Measure a run on images that it was not trained on."""
 
     checkpoint: str = setting("URL of an `ldm train` run")
+    autoencoder: AutoencoderConfig | None = group_or_none(
+        "the autoencoder, if it is no longer where the run found it"
+    )
+    text_encoder: TextEncoderConfig | None = group_or_none("the same for the text encoder")
     data: ReadingConfig = group(ReadingConfig, "the dataset of held-out images")
     out: str = setting("URL of the folder for evaluation.json and reconstructions.png")
     samples: int = setting("images to use; 0 is all", 0, low=0)

@@ -165,7 +165,8 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
             raise UserError(
                 where, f"has format {raw['format']!r:.20}", f"this version reads format {FORMAT}"
             )
-        if raw["latents"] and "stored" not in raw["latents"]:
+        old = raw["latents"]
+        if isinstance(old, dict) and "autoencoder" in old and "stored" not in old:
             raise UserError(where, "holds latents of an earlier version", "cache them again")
         manifest = Manifest(
             kind=raw["kind"],

@@ -1,13 +1,14 @@
 """`ldm train`: trains the denoiser on a dataset of latents, and loads what it has trained."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+from conf.encoders import AutoencoderConfig, TextEncoderConfig
 from conf.enums import Precision
 from conf.errors import UserError
 from conf.groups import DiffusionConfig, UNetConfig
@@ -146,8 +147,17 @@ class TrainedModel:
         return encode_captions(self.text_encoder, captions).to(self.device)
 
 
-def load_trained(url: str) -> TrainedModel:
+def load_trained(
+    url: str,
+    autoencoder_at: AutoencoderConfig | None = None,
+    text_encoder_at: TextEncoderConfig | None = None,
+) -> TrainedModel:
     """Load an `ldm train` run with the autoencoder and text encoder that its latents came from.
+
+    Args:
+        url: The run.
+        autoencoder_at: Where the autoencoder is; None is where it was.
+        text_encoder_at: The same for the text encoder.
 
     Raises:
         UserError: There is no such run, or one of the two is no longer what it was.
@@ -164,21 +174,22 @@ def load_trained(url: str) -> TrainedModel:
     unet.eval().requires_grad_(False)
     device = pick_device()
     autocast_forward(unet, Precision(run["precision"]), device)
-    where = f"autoencoder of checkpoint={url}, which was"
-    autoencoder = load_autoencoder(autoencoder_config(meaning.origins["autoencoder"]), where)
-    text_encoder = load_text_encoder(text_encoder_config(meaning.origins["text_encoder"]))
+    autoencoder = load_autoencoder(
+        autoencoder_at or autoencoder_config(meaning.origins["autoencoder"])
+    )
+    texts = text_encoder_at or text_encoder_config(meaning.origins["text_encoder"])
+    length, padding = meaning.text.max_length, meaning.text.padding
+    text_encoder = load_text_encoder(replace(texts, max_length=length, padding=padding))
     text_encoder.to(device)
     for name, now, then in (
         ("autoencoder", autoencoder.fingerprint, meaning.latents.autoencoder),
         ("text_encoder", text_encoder.fingerprint, meaning.text.encoder),
     ):
         if now != then:
-            origin = meaning.origins[name]
             raise UserError(
                 f"checkpoint={url}",
-                f"the {name} at {origin.get('url') or origin.get('path')} is not the one that made "
-                "the latents",
-                "put the old one back, or cache and train again",
+                f"the {name} that was found is not the one that made its latents",
+                f"put the old one back, point at it with {name}=..., or cache and train again",
             )
     stored = meaning.text.stored == "embeddings" and "latents" not in run
     empty = load_empty(data[0]) if stored else encode_captions(text_encoder, [""])

@@ -36,7 +36,7 @@ def generate(config: SampleCommand) -> None:
     started = time.perf_counter()
     prompts = read_prompts(config.prompts)
     out = open_prefix(config.out, "out")
-    model = load_trained(config.checkpoint)
+    model = load_trained(config.checkpoint, config.autoencoder, config.text_encoder)
     out.require_writable(0)
     captions = [prompt for prompt in prompts for _ in range(config.images_per_prompt)]
     settings = {"command": "sample", "weights": model.weights, "prompts": captions}

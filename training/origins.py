@@ -15,15 +15,19 @@ from training.encoders import (
     text_encoder_config,
 )
 from training.engine.world import current_world
-from training.models.text import load_text_encoder
+from training.models.text import fingerprint_text_encoder
 
 
 def check_wanted(config: TrainCommand, dataset: Dataset) -> None:
     """Refuse latents that are not made with the autoencoder and text encoder that are asked for.
 
+    Rank 0 looks, for all.
+
     Raises:
         UserError: They are made with others.
     """
+    if not current_world().main:
+        return
     latents, text = dataset.manifest.latents, dataset.manifest.text
     assert latents is not None and text is not None
     where = f"{dataset.prefix.setting}={dataset.prefix.url}"
@@ -72,11 +76,8 @@ def _compare(where: str, name: str, origin: Any, then: str | None, now: Callable
     try:
         found = now()
     except (UserError, RunError) as error:
-        say(
-            one_line(
-                f"train: the {name} of {where} cannot be compared with what is cached: {error}"
-            )
-        )
+        what = f"the {name} of {where} cannot be compared with what was cached"
+        say(one_line(f"train: {what}: {error}"))
         return
     if found != then:
         raise UserError(
@@ -100,4 +101,4 @@ def _autoencoder(config: Any) -> str:
 
 
 def _text_encoder(config: Any) -> str:
-    return load_text_encoder(config).fingerprint
+    return fingerprint_text_encoder(config)

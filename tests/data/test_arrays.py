@@ -100,7 +100,7 @@ def _saved(array):
     ],
 )
 def test_what_is_pinned_and_no_array_of_ours_is_refused(read, content):
-    with pytest.raises(CorruptShard, match=r"^a: is no array of floats"):
+    with pytest.raises(CorruptShard, match=r"^a: is no array as this version"):
         read(_column([_member(content)]))
 
 

@@ -16,7 +16,6 @@ from tests.helpers.datasets import (
     BUCKETS,
     CHANNELS,
     IMAGE_MEMBERS,
-    LATENT_MEMBERS,
     LATENT_SIZE,
     TEXT_WIDTH,
     flip_bit,
@@ -26,6 +25,7 @@ from tests.helpers.datasets import (
     write_bucketed,
     write_dataset,
     write_images,
+    write_latent_shards,
     write_latents,
 )
 
@@ -217,6 +217,6 @@ def test_latent_batches_hold_what_was_written(url):
 def test_a_sample_without_latents_is_refused(tmp_path):
     (sample,) = latent_samples(1)
     only_text = RawSample("s0", {TEXT: sample.members[TEXT]})
-    write_dataset(str(tmp_path), [[only_text]], LATENT_MEMBERS)
+    write_latent_shards(str(tmp_path), [[only_text]])
     with pytest.raises(CorruptShard, match=r"00000.tar: s0: has no moments.npy"):
         latent_batch(_corpus(tmp_path, kind="latents"), range(1))

@@ -99,11 +99,15 @@ def write_bucketed(url: str, *shards: str) -> Manifest:
 
 def write_latents(url: str, *counts: int) -> Manifest:
     """Writes a latent dataset of as many samples a shard as told."""
+    return write_latent_shards(url, _cut(latent_samples(sum(counts)), counts))
+
+
+def write_latent_shards(url: str, shards: Iterable[list[RawSample]]) -> Manifest:
+    """Writes samples of latents, with what they mean."""
     empty = dump_array(np.ones((2, TEXT_WIDTH), dtype=np.float16))
     zeros, ones = (0.0,) * CHANNELS, (1.0,) * CHANNELS
     latents = LatentSpec(CHANNELS, LATENT_SIZE, 8, "float16", "none", zeros, ones, zeros, ones)
     text = TextSpec("none", TEXT_WIDTH, 77, "float16", sha256(empty))
-    shards = _cut(latent_samples(sum(counts)), counts)
     manifest = write_dataset(url, shards, LATENT_MEMBERS, latents=latents, text=text)
     open_prefix(url, "out").write(EMPTY_TEXT, empty)
     return manifest

@@ -8,8 +8,8 @@ from conf.encoding import EncodingConfig
 from conf.enums import LatentScale, LatentStore
 from conf.errors import UserError
 from conf.schema import CacheCommand
-from data.addressed import address
-from data.manifest import square_side
+from data.addressed import HASH_DIGITS, address
+from data.manifest import canonical_json, sha256, square_side
 from data.sample import MEAN, META, MOMENTS, POOLED, TEXT, TOKENS
 from data.spec import numbered
 from data.storage import Prefix, open_prefix
@@ -71,7 +71,6 @@ def plan_targets(
         buckets = data.manifest.buckets if size is None else scaled(data, size)
         setting = f"data.url={config.data.url}" if size is None else f"sizes={size}"
         check_sizes(autoencoder.model, buckets, setting)
-        url = config.out if size is None else f"{config.out.rstrip('/')}/{size}"
         settings = {**common, "buckets": [list(bucket) for bucket in buckets]}
         inputs = {name: value for name, value in settings.items() if name != "kind"}
         inputs["encoding"] = {k: v for k, v in inputs["encoding"].items() if k != "scale"}
@@ -82,7 +81,10 @@ def plan_targets(
             for number, shard in enumerate(data.manifest.shards)
         )
         identity = {**settings, "images": data.manifest.fingerprint}
-        targets.append(Target(open_prefix(url, "out"), buckets, identity, names))
+        places = [config.out.rstrip("/") or config.out]
+        places += [] if size is None else [str(size)]
+        places += [sha256(canonical_json(identity))[:HASH_DIGITS]] if config.beside else []
+        targets.append(Target(open_prefix("/".join(places), "out"), buckets, identity, names))
     return tuple(targets)
 
 

@@ -6,7 +6,7 @@ a model is run. They are frozen: never trained, never wrapped.
 """
 
 from training.models.text.encoder import TextEncoder
-from training.models.text.load import load_text_encoder
+from training.models.text.load import fingerprint_text_encoder, load_text_encoder
 from training.models.text.records import TextEncoding, Tokens
 from training.models.text.source import absolute_path, fingerprint_folder, resolve_folder
 
@@ -16,6 +16,7 @@ __all__ = [
     "Tokens",
     "absolute_path",
     "fingerprint_folder",
+    "fingerprint_text_encoder",
     "load_text_encoder",
     "resolve_folder",
 ]

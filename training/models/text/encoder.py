@@ -118,9 +118,11 @@ class TextEncoder:
             filled = np.full(tuple(mask.shape), _pad(model), dtype=np.int64)
             for row, caption in zip(filled, ids, strict=True):
                 row[: caption.shape[1]] = caption[place]
-            # Where the filling is used as words are, no model is told of it.
+            # Where the filling is used as words are, no model is told of it; but what goes beyond
+            # `max_length` is no part of any caption.
+            is_whole = self.padding and mask.shape[1] == self.max_length
             hidden, vector = model.tower(
-                torch.from_numpy(filled).to(self._device), None if self.padding else mask
+                torch.from_numpy(filled).to(self._device), None if is_whole else mask
             )
             embeddings.append(hidden.float())
             if vector is not None:

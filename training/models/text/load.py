@@ -44,11 +44,27 @@ def load_text_encoder(config: TextEncoderConfig, setting: str = "text_encoder") 
         if config.padding and model.tokenizer.pad_id is None:
             wrong = f"the tokenizer of {name} names nothing to fill with"
             raise UserError(f"{setting}.padding=true", wrong, "choose padding=false")
-    encoder = TextEncoder(
-        models, config.max_length, config.padding, _fingerprint(config, models), setting
-    )
+    fingerprint = _fingerprint(config, [model.fingerprint for model in models])
+    encoder = TextEncoder(models, config.max_length, config.padding, fingerprint, setting)
     encoder.tokenize(PROBES)
     return encoder
+
+
+def fingerprint_text_encoder(config: TextEncoderConfig, setting: str = "text_encoder") -> str:
+    """The fingerprint that `load_text_encoder` would give, from the files alone.
+
+    Raises:
+        UserError: They are not there.
+    """
+    settings = [setting, *(f"{setting}.joined[{i}]" for i in range(len(config.joined)))]
+    files = []
+    for part, name in zip([config, *config.joined], settings, strict=True):
+        folders = locate(part, name)
+        try:
+            files.append(fingerprint_folder(folders.model, folders.tokenizer))
+        except (OSError, ValueError) as error:
+            raise _unreadable(error, f"{name}.path={part.path}", folders) from error
+    return _fingerprint(config, files)
 
 
 def _load(config: TextModelConfig, setting: str) -> TextModel:
@@ -108,20 +124,20 @@ def _check_length(max_length: int, model: TextModel, setting: str) -> None:
         )
 
 
-def _fingerprint(config: TextEncoderConfig, models: list[TextModel]) -> str:
+def _fingerprint(config: TextEncoderConfig, files: list[str]) -> str:
     """SHA-256 of what the numbers follow from; the files' own where no setting changes them."""
     parts = [
         {
-            "files": model.fingerprint,
+            "files": one,
             "layer": part.layer,
             # The last layer has its norm anyway.
             "layer_norm": part.layer_norm and part.layer < -1,
             "pooled": part.pooled.value,
         }
-        for part, model in zip([config, *config.joined], models, strict=True)
+        for part, one in zip([config, *config.joined], files, strict=True)
     ]
     usual = {"layer": -1, "layer_norm": False, "pooled": Pooled.none.value}
-    if len(models) == 1 and not config.padding and parts[0] == {**parts[0], **usual}:
-        return models[0].fingerprint
+    if len(files) == 1 and not config.padding and parts[0] == {**parts[0], **usual}:
+        return files[0]
     content = {"models": parts, "padding": config.padding}
     return sha256(dumps(content, sort_keys=True).encode()).hexdigest()

@@ -18,6 +18,7 @@ from transformers.utils import logging as transformers_logging
 from conf.encoders import TextModelConfig
 from conf.enums import Pooled
 from training.models.text.checks import Refused, check_layer, check_weights
+from training.models.text.padding import additive_mask, settle_mask
 
 CLIP = {"clip", "clip_text_model"}
 T5 = {"t5": "T5EncoderModel", "mt5": "MT5EncoderModel", "umt5": "UMT5EncoderModel"}
@@ -33,6 +34,7 @@ class TransformersTower(nn.Module):
         pooled_width: Width of what is pooled; 0 where nothing is.
         most: Most tokens that it has positions for; None is any number.
         num_ids: Token ids that it knows.
+        has_additive_mask: Whether its mask is given in the form that is added to attention.
     """
 
     def __init__(self, model: PreTrainedModel, config: TextModelConfig) -> None:
@@ -49,6 +51,7 @@ class TransformersTower(nn.Module):
         # CLIP looks back only: what follows a caption changes nothing, and its own users of it,
         # Stable Diffusion among them, give it no mask.
         self._is_causal = model.config.model_type in CLIP
+        self.has_additive_mask = True
         self.most = _positions(model)
         self.num_ids: int = model.get_input_embeddings().num_embeddings
 
@@ -56,12 +59,8 @@ class TransformersTower(nn.Module):
         """Embeddings (B, L, width), and what is pooled, (B, pooled_width) or None."""
         arguments = {}
         if mask is not None and not self._is_causal:
-            # Of four dimensions, for of two transformers leaves out a mask that is all ones, and
-            # computes in another way: what a caption gets would depend on those beside it.
-            hidden_keys = ~mask[:, None, None, :].expand(-1, 1, ids.shape[1], -1)
-            additive = torch.zeros(hidden_keys.shape, device=ids.device)
-            lowest = torch.finfo(additive.dtype).min
-            arguments["attention_mask"] = additive.masked_fill(hidden_keys, lowest)
+            told = additive_mask(mask) if self.has_additive_mask else mask.long()
+            arguments["attention_mask"] = told
         if self._layer < -1:
             arguments["output_hidden_states"] = True
         output = self.model(input_ids=ids, **arguments)
@@ -116,7 +115,10 @@ def load_transformers(folder: Path, weights: list[Path], config: TextModelConfig
     if config.layer_norm and config.layer < -1 and _final_norm(model) is None:
         wrong = f"a {kind} model has no final norm"
         raise Refused("layer_norm", wrong, "choose layer_norm=false")
-    return TransformersTower(model, config)
+    tower = TransformersTower(model, config)
+    if kind not in CLIP and kind not in T5:
+        settle_mask(tower, kind, tower.num_ids, getattr(of_file, "pad_token_id", None))
+    return tower
 
 
 @contextmanager

@@ -98,6 +98,14 @@ def test_filled_rows_come_out_whole(folders):
     assert encoder.embed(tokens.ids, length=32).mask.sum(1).tolist() == [30] * 4
 
 
+def test_beyond_filled_rows_nothing_is_used(folders):
+    encoder = load(folders / "t5", max_length=30, padding=True)
+    ids = encoder.tokenize(CAPTIONS).ids
+    longer = encoder.embed(ids, length=40)
+    close(longer.embeddings[:, :30], encoder.embed(ids).embeddings)
+    assert longer.embeddings[:, 30:].abs().max() == 0
+
+
 def test_what_is_pooled_may_be_trained_on(folders):
     encoding = load(folders / "clip", pooled=Pooled.pooled).encode(CAPTIONS)
     layer = torch.nn.Linear(16, 1)

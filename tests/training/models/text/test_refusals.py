@@ -14,6 +14,10 @@ from transformers import (
     BertModel,
     CLIPVisionConfig,
     CLIPVisionModel,
+    DebertaV2Config,
+    DebertaV2Model,
+    FNetConfig,
+    FNetModel,
     GPT2Config,
     GPT2Model,
     RobertaConfig,
@@ -197,3 +201,19 @@ def test_places_of_roberta_are_counted_from_behind_the_padding_s(tmp_path):
     assert load(tmp_path, max_length=32).encode(["one " * 99]).mask.shape == (1, 32)
     with pytest.raises(UserError, match="3 to 32"):
         load(tmp_path, max_length=33)
+
+
+def test_deberta_takes_its_own_form_of_mask(tmp_path):
+    bert_tokenizer(tmp_path)
+    save(randomize(DebertaV2Model(DebertaV2Config(**SMALL, vocab_size=30522))), tmp_path)
+    encoder = load(tmp_path)
+    together = encoder.encode(["one", "one two three four"])
+    alone = encoder.encode(["one"]).embeddings[0]
+    torch.testing.assert_close(together.embeddings[0, : len(alone)], alone, rtol=0, atol=1e-5)
+
+
+def test_a_model_that_mixes_words_with_their_padding_is_refused(tmp_path):
+    bert_tokenizer(tmp_path)
+    save(randomize(FNetModel(FNetConfig(**SMALL, vocab_size=30522))), tmp_path)
+    with pytest.raises(UserError, match="is a fnet model, whose words change"):
+        load(tmp_path)
