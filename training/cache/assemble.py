@@ -112,10 +112,12 @@ class Assembler:
         decoded = [one for one in found if isinstance(one, Decoded)]
         work.bad += [one for one in found if isinstance(one, Undecodable)]
         captions = [caption for one in decoded for caption in one.captions]
-        tokens = self.encoder.text_encoder.tokenize(captions)
-        work.truncated += tokens.truncated
+        ids: Iterator[NDArray[np.int32]] = iter(())
+        if captions:  # else all are bad, or the shard is empty
+            tokens = self.encoder.text_encoder.tokenize(captions)
+            work.truncated += tokens.truncated
+            ids = iter(tokens.ids)
         work.empty += sum(not caption for caption in captions)
-        ids = iter(tokens.ids)
         for one in decoded:
             work.enlarged += one.enlarged
             views: list[list[StoredView | None]] = [[None] * len(part) for part in one.views]

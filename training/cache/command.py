@@ -12,7 +12,7 @@ from functools import partial
 
 from conf.enums import TextStore
 from conf.schema import CacheCommand
-from data.addressed import take_shard
+from data.addressed import sweep, take_shard
 from data.loader import read_ahead
 from data.manifest import Manifest
 from data.progress import Meter, peak_memory, progress, write_summary
@@ -57,6 +57,7 @@ def make_cache(config: CacheCommand) -> list[Manifest]:
     finished = [there for there in done if there is not None]
     for there, target in zip(done, targets, strict=True):
         if there is not None:
+            sweep(target.out, there)  # whoever finished it may have been killed before this
             say(f"cache: {target.out.url} is finished ({there.samples:,} latents), nothing to do")
     if not due:
         return finished
@@ -148,7 +149,7 @@ class _Pipeline:
     def _jobs(self, meter: Meter) -> Iterator[Callable[[], tuple[int, list]]]:
         for number in self._due(meter):
             samples = self.data.manifest.shards[number].samples
-            for first in range(0, samples, ROWS_AT_ONCE):
+            for first in range(0, max(samples, 1), ROWS_AT_ONCE):  # an empty shard is one too
                 rows = range(first, min(first + ROWS_AT_ONCE, samples))
                 yield partial(read_rows, self.data, self.sizes, self.config.encoding, number, rows)
 
