@@ -25,7 +25,7 @@ from tests.helpers.tiny_bert import tiny_bert
 
 WRITERS = 16
 # With the same bits in each there is less to go wrong.
-ROUNDS = {("disk", False): 100, ("s3", False): 20, ("disk", True): 20, ("s3", True): 5}
+ROUNDS = {("disk", False): 100, ("s3", False): 20, ("disk", True): 20, ("s3", True): 3}
 MEMBERS = (MOMENTS, TEXT, META)
 SAMPLES = 5
 
