@@ -52,9 +52,12 @@ class Undecodable:
     reason: str
 
 
+Found = tuple[int, list[Decoded | Undecodable]]
+
+
 def read_rows(
     data: Dataset, sizes: Sequence[Sizes], config: EncodingConfig, shard: int, rows: range
-) -> tuple[int, list[Decoded | Undecodable]]:
+) -> Found:
     """Read some rows of a shard; gives the shard's number too.
 
     Args:
