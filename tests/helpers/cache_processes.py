@@ -6,6 +6,7 @@ line to a file for each shard that it has encoded, before that is written.
 
 import os
 import sys
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -77,7 +78,11 @@ class CacheProcess:
 
 
 def start_cache(
-    folder: Path, settings: Iterable[str], threads: int = 1, **environment: str
+    folder: Path,
+    settings: Iterable[str],
+    threads: int = 1,
+    meeting: Path | None = None,
+    **environment: str,
 ) -> CacheProcess:
     """Starts `ldm cache` in a process of its own.
 
@@ -85,6 +90,7 @@ def start_cache(
         folder: For what it prints and the trace; made anew if it is there.
         settings: As on the command line.
         threads: Of torch.
+        meeting: A folder where it waits for another one before it begins to encode.
         environment: Added to this process's, such as RANK.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -92,14 +98,19 @@ def start_cache(
     log.write_bytes(b"")
     trace.write_bytes(b"")
     known = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
-    arguments = (list(settings), log, trace, threads, {**known, **environment})
+    arguments = (list(settings), log, trace, threads, meeting, {**known, **environment})
     process = _forks.Process(target=_run, args=arguments, daemon=True)
     process.start()
     return CacheProcess(process, log, trace)
 
 
 def _run(
-    settings: list[str], log: Path, trace: Path, threads: int, environment: Mapping[str, str]
+    settings: list[str],
+    log: Path,
+    trace: Path,
+    threads: int,
+    meeting: Path | None,
+    environment: Mapping[str, str],
 ) -> None:
     die_with(os.getppid())
     os.environ.update(environment)
@@ -115,7 +126,23 @@ def _run(
         return write(config, encoder, targets, work)
 
     command.write_shard = traced
+    if meeting is not None:
+        _meet_before_encoding(meeting)
     sys.exit(run(["cache", *settings]))
+
+
+def _meet_before_encoding(meeting: Path) -> None:
+    """Has this process's part of the work wait until two are ready for it."""
+    work = command._Pipeline.run
+
+    def wait_and_work(self: Any) -> int:
+        meeting.mkdir(exist_ok=True)
+        (meeting / str(os.getpid())).touch()
+        while len(list(meeting.iterdir())) < 2:
+            time.sleep(0.001)
+        return work(self)
+
+    command._Pipeline.run = wait_and_work
 
 
 def visible_files(url: Path | str) -> dict[str, bytes]:

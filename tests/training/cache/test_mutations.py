@@ -426,3 +426,16 @@ def test_training_takes_a_stale_cache_if_told_to(stage: Stage) -> None:
     bert_vocabulary(stage)
     stage.train("train.samples=8", "data.check_origins=false")
     assert checkpoint_of(stage.run).progress.samples_seen == 8
+
+
+def test_caches_beside_each_other_do_not_meet(stage: Stage) -> None:
+    shutil.rmtree(stage.latents)
+    makes = [(), ("encoding.dtype=float32",), ("text_encoder.max_length=8",)]
+    made = [stage.cache("beside=true", *more) for more in makes]
+    places = sorted(stage.latents.iterdir())
+    assert len(places) == 3
+    assert {place.name for place in places} == {one.identity[:16] for one in made}
+    before = files_of(stage.latents)
+    for more in makes:
+        stage.cache("beside=true", "data.threads=1", *more)
+    assert files_of(stage.latents) == before

@@ -1,7 +1,6 @@
 """Many writers at the same shard, and two whole commands at the same cache."""
 
 import threading
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from tests.helpers.tiny_bert import tiny_bert
 
 WRITERS = 16
 # With the same bits in each there is less to go wrong.
-ROUNDS = {("disk", False): 100, ("s3", False): 20, ("disk", True): 20, ("s3", True): 5}
+ROUNDS = {("disk", False): 100, ("s3", False): 20, ("disk", True): 20, ("s3", True): 3}
 MEMBERS = (MOMENTS, TEXT, META)
 SAMPLES = 5
 
@@ -159,13 +158,17 @@ def test_two_commands_at_once_share_the_work_and_make_one_cache(
         f"text_encoder.path={bert}",
         "text_encoder.max_length=16",
     ]
-    start_cache(tmp_path / "warm", ["--help"]).ended()
-    one = start_cache(tmp_path / "one", [*settings, "micro_batch_size=3"], threads=1)
-    other = start_cache(tmp_path / "other", [*settings, "micro_batch_size=8"], threads=8)
-    began = time.monotonic()
+    one, other = (
+        start_cache(
+            tmp_path / f"process{threads}",
+            [*settings, f"micro_batch_size={at_once}"],
+            threads,
+            tmp_path / "meeting",
+        )
+        for threads, at_once in ((1, 3), (8, 8))
+    )
     for process in (one, other):
         assert process.ended() == 0, process.log.read_text()
-    assert time.monotonic() - began < 60
     assert run_verify(out) == 0
     latents, images = (
         open_dataset(str(out), "latents"),
