@@ -101,11 +101,23 @@ def test_pooled_text_reaches_a_network_without_the_order_of_tokens():
     unet, plain = build(pooled_text=True), build()
     plain.load_state_dict(unet.state_dict(), strict=False)
     latents, timesteps, context, _ = inputs()
-    added = unet._embed(latents, timesteps, context, None)
-    without = plain._embed(latents, timesteps, context, None)
+    added = unet._embed(latents, timesteps, masked_mean(context, None))
+    without = plain._embed(latents, timesteps, None)
     assert not torch.allclose(added, without, atol=0.1)
-    backwards = unet._embed(latents, timesteps, context.flip(1), None)
+    backwards = unet._embed(latents, timesteps, masked_mean(context.flip(1), None))
     torch.testing.assert_close(added, backwards)
+
+
+def test_pooled_vectors_take_the_place_of_the_mean():
+    latents, timesteps, context, mask = inputs()
+    mean = masked_mean(context, mask)
+    unet = build(pooled_text=True)
+    expected = unet(latents, timesteps, context, mask)
+    torch.testing.assert_close(unet(latents, timesteps, context, mask, mean), expected)
+    assert not torch.allclose(unet(latents, timesteps, context, mask, 1 - 2 * mean), expected)
+    plain = build()
+    without = plain(latents, timesteps, context, mask)
+    assert torch.equal(plain(latents, timesteps, context, mask, mean), without)
 
 
 def test_masked_mean_is_the_mean_of_the_real_tokens():
