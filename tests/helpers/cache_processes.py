@@ -19,7 +19,7 @@ from data.process import die_with
 from data.storage import open_prefix
 from launch.cli import run
 from tests.helpers.datasets import files_of
-from training.cache import command
+from training.cache import pipeline
 from training.cache.assemble import ShardWork
 from training.models.operators import define_missing_operators
 
@@ -119,13 +119,13 @@ def _run(
     for stream in (1, 2):
         os.dup2(output, stream)
     lines = os.open(trace, os.O_WRONLY | os.O_APPEND)
-    write = command.write_shard
+    write = pipeline.write_shard
 
     def traced(config: Any, encoder: Any, targets: Any, work: ShardWork) -> Any:
         os.write(lines, f"{work.number}\n".encode())
         return write(config, encoder, targets, work)
 
-    command.write_shard = traced
+    pipeline.write_shard = traced
     if meeting is not None:
         _meet_before_encoding(meeting)
     sys.exit(run(["cache", *settings]))
@@ -133,7 +133,7 @@ def _run(
 
 def _meet_before_encoding(meeting: Path) -> None:
     """Has this process's part of the work wait until two are ready for it."""
-    work = command._Pipeline.run
+    work = pipeline.Pipeline.run
 
     def wait_and_work(self: Any) -> int:
         meeting.mkdir(exist_ok=True)
@@ -142,7 +142,7 @@ def _meet_before_encoding(meeting: Path) -> None:
             time.sleep(0.001)
         return work(self)
 
-    command._Pipeline.run = wait_and_work
+    pipeline.Pipeline.run = wait_and_work
 
 
 def visible_files(url: Path | str) -> dict[str, bytes]:
