@@ -135,7 +135,7 @@ def test_lengths_of_captions_are_rounded_up_within_the_longest() -> None:
 def test_an_autoencoder_without_log_variance_stores_means_alone() -> None:
     tiny = TinyAutoencoder(TinySizes()).eval()
     text = load_text_encoder(TEXT_ENCODER)
-    with pytest.raises(UserError, match=r"choose encoding\\.store=mean"):
+    with pytest.raises(UserError, match=r"choose encoding\.store=mean"):
         Encoder(Autoencoder(tiny, "f"), text, EncodingConfig())
     encoder = Encoder(Autoencoder(tiny, "f"), text, EncodingConfig(store=LatentStore.mean), 2)
     assert encoder.latents(images(3, (16, 16))).result().values.shape == (3, 4, 2, 2)
