@@ -4,6 +4,7 @@ import time
 
 from conf.schema import CacheCommand
 from data.addressed import sweep
+from data.claim import claim, claimed
 from data.manifest import Manifest
 from data.progress import peak_memory, write_summary
 from data.ranks import this_rank
@@ -38,6 +39,9 @@ def make_cache(config: CacheCommand) -> list[Manifest]:
     text_encoder = load_text_encoder(config.text_encoder)
     encoder = Encoder(autoencoder, text_encoder, config.encoding, config.micro_batch_size)
     targets = plan_targets(config, data, autoencoder, text_encoder)
+    for target in targets:  # none is begun if another's place holds other work
+        if claimed(target.out) not in (None, target.settings):
+            claim(target.out, target.settings)
     done = [_begin(config, data, encoder, target) for target in targets]
     due = [target for target, there in zip(targets, done, strict=True) if there is None]
     finished = [there for there in done if there is not None]

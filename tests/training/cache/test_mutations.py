@@ -325,6 +325,15 @@ def test_another_crop_seed_into_the_same_place_is_refused(stage: Stage) -> None:
     assert_refused_in_caching(stage, "encoding.crop_zoom is 1.125", True, *more)
 
 
+def test_no_size_is_begun_where_another_is_refused(stage: Stage) -> None:
+    shutil.rmtree(stage.latents)
+    stage.cache("sizes=[16]")
+    before = files_of(stage.latents)
+    with pytest.raises(UserError, match=r"out=.*/16: holds other work: there encoding\.dtype is"):
+        stage.cache("sizes=[8,16]", "encoding.dtype=float32")
+    assert files_of(stage.latents) == before
+
+
 def test_a_damaged_autoencoder_is_no_autoencoder(stage: Stage) -> None:
     """One byte, which its commit does not know of."""
     flip_byte(weights_of(stage.autoencoder))
