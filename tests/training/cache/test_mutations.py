@@ -427,7 +427,37 @@ def test_training_goes_on_without_origins_that_are_gone_and_says_so(
     stage.train("train.samples=8")
     said = capsys.readouterr().out
     for name in ("images", "autoencoder", "text_encoder"):
-        assert f"the {name} of data.url={stage.latents} cannot be compared" in said
+        assert f"is not compared with what it was cached from, its {name} at " in said
+
+
+def _cut_checkpoint(stage: Stage) -> None:
+    (file,) = stage.autoencoder.glob("checkpoints/*/ema.safetensors")
+    flip_byte(file)
+
+
+def _broken_weights(stage: Stage) -> None:
+    (stage.bert / "config.json").write_text("{")
+    (stage.bert / "model.safetensors").unlink()
+    (stage.bert / "model.safetensors.index.json").write_text("{")
+
+
+@pytest.mark.parametrize(
+    ("damage", "name"),
+    [
+        (_cut_checkpoint, "autoencoder"),
+        (_broken_weights, "text_encoder"),
+        (lambda stage: (stage.images / NAME).write_text("{"), "images"),
+    ],
+    ids=["autoencoder", "text encoder", "images"],
+)
+def test_an_origin_that_is_there_and_damaged_is_refused(
+    stage: Stage, damage: Change, name: str
+) -> None:
+    """Only what is gone cannot be compared."""
+    damage(stage)
+    with pytest.raises(UserError, match=f"cached with {name} at .* cannot be read"):
+        stage.train()
+    assert not stage.run.exists()
 
 
 def test_training_takes_a_stale_cache_if_told_to(stage: Stage) -> None:
