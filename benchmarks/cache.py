@@ -26,6 +26,7 @@ from benchmarks.encoders.work import (
     images_of,
     make_work,
 )
+from benchmarks.environments import DIFFUSERS, OURS, python_of
 from benchmarks.tables import keep, median, spread, table
 from conf.compose import compose_config
 from conf.encoders import TextEncoderConfig
@@ -33,15 +34,17 @@ from data.collate import caption_of
 from data.ingest import make_dataset
 from data.stream import open_dataset
 from training.cache import make_cache
+from training.models.operators import define_missing_operators
 from training.models.text import load_text_encoder, resolve_folder
 
 PROGRAMS = {
-    "Latent Foundry, `ldm cache`": "latent_foundry",
-    "diffusers and transformers, one thing after another": "sequential",
-    "the encoders alone": "bare",
+    "Latent Foundry, `ldm cache`": ("latent_foundry", OURS),
+    "diffusers and transformers, one thing after another": ("sequential", DIFFUSERS),
+    "the encoders alone": ("bare", OURS),
 }
 # Of Stable Diffusion 2.x at 512 pixels: latents 4 x 64 x 64, text 77 x 1024.
 MLPERF_BYTES = 446_464
+ROOT = Path(__file__).parents[1]
 
 
 def rate(folder: Path, repeats: int) -> str:
@@ -51,8 +54,9 @@ def rate(folder: Path, repeats: int) -> str:
         make_work(folder, case)
         rates: dict[str, list[float]] = {name: [] for name in PROGRAMS}
         for _ in range(repeats):
-            for name, module in PROGRAMS.items():
-                rates[name].append(_program(folder, case, module))
+            for name, (module, environment) in PROGRAMS.items():
+                python = python_of(environment, folder)
+                rates[name].append(_program(folder, case, module, python))
                 print(f"{told.name}: {name}: {rates[name][-1]:.2f} images/s", flush=True)
         ours, loop, bare = (median(values) for values in rates.values())
         rows = [[name, spread(values, 2)] for name, values in rates.items()]
@@ -123,6 +127,8 @@ def sizes(folder: Path, repeats: int) -> str:
 def _reference_sizes(folder: Path) -> tuple[Path, list[str]]:
     """Images and models with the sizes of Stable Diffusion 2.x; their weights do not matter."""
     import torch
+
+    define_missing_operators()  # or diffusers cannot be imported on a CPU
     from diffusers import AutoencoderKL
     from transformers import BertConfig, BertModel
 
@@ -162,11 +168,11 @@ def _tokens(images: Path) -> float:
     return sum(one.shape[1] for one in text.tokenize(captions).ids) / len(captions)
 
 
-def _program(folder: Path, case: str, module: str) -> float:
+def _program(folder: Path, case: str, module: str, python: str) -> float:
     out = folder / "out"
     shutil.rmtree(out, ignore_errors=True)
-    command = [sys.executable, "-m", f"benchmarks.encoders.{module}", folder, case, out]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    command = [python, "-m", f"benchmarks.encoders.{module}", folder, case, out]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     found = json.loads(done.stdout.splitlines()[-1])
     if found["samples"] != CASES[case].images:
         raise SystemExit(f"{module} encoded {found['samples']} of {CASES[case].images} images")

