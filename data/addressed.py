@@ -8,16 +8,24 @@ created only if there is none, says which ones count.
 import contextlib
 import os
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from conf.errors import UserError
+from conf.errors import RunError, UserError
 from data.manifest import Manifest, canonical_json, sha256
 from data.sample import RawSample
-from data.shard import ShardEntry, TarFile, describe, entry_name, finished_shard
+from data.say import say
+from data.shard import (
+    ShardEntry,
+    TarFile,
+    describe,
+    entry_name,
+    finished_shard,
+    finished_shards,
+)
 from data.storage import Prefix
 from data.tar import index_tar, write_tar
 
@@ -89,6 +97,34 @@ def create_shard(
         for file in files:
             out.remove(file)
     return first
+
+
+def whole_shards(out: Prefix, names: Sequence[str]) -> dict[str, ShardEntry]:
+    """The entries of finished shards, by name; those whose files are gone are taken back."""
+    entries = finished_shards(out, names)
+    there = {f"{folder}/{name}" for folder in ("shards", "index") for name in out.names(folder)}
+    for name, entry in list(entries.items()):
+        files = {entry.shard.tar, entry.shard.index} if entry.shard.samples else set()
+        if lost := files - there:
+            say(f"{out.url}: {min(lost)} is gone, so its shard is made again")
+            out.remove(entry_name(name))
+            del entries[name]
+    return entries
+
+
+def require_whole(out: Prefix, finished: Manifest) -> None:
+    """Refuse a finished dataset whose files are not all there.
+
+    Raises:
+        RunError: One is gone.
+    """
+    there = {f"{folder}/{name}" for folder in ("shards", "index") for name in out.names(folder)}
+    files = [name for shard in finished.shards for name in (shard.tar, shard.index)]
+    if lost := [name for name in files if name not in there]:
+        raise RunError(
+            f"{out.url}: is finished and lacks {lost[0]} and {len(lost) - 1} more files; put them "
+            "back, or remove manifest.json and run again"
+        )
 
 
 def sweep(out: Prefix, finished: Manifest) -> None:

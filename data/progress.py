@@ -1,6 +1,7 @@
 """What a person sees of a long command: a bar or lines, and a summary kept."""
 
 import json
+import re
 import resource
 import sys
 import time
@@ -78,7 +79,13 @@ def progress(
 
 
 def write_summary(
-    out: Prefix, command: str, samples: int, seconds: float, peak_memory: int, **more: Any
+    out: Prefix,
+    command: str,
+    samples: int,
+    seconds: float,
+    peak_memory: int,
+    rank: str = "",
+    **more: Any,
 ) -> None:
     """Add this process's part of a command to the record that lies beside its output, and print it.
 
@@ -88,6 +95,7 @@ def write_summary(
         samples: Samples that it worked on.
         seconds: Wall-clock seconds.
         peak_memory: Bytes, of the processes that the command counts.
+        rank: Which of several that work at the same time, such as 2-of-8; each has its own file.
         more: Further figures, JSON-ready.
     """
     part = {
@@ -97,8 +105,9 @@ def write_summary(
         "peak_memory": peak_memory,
         **more,
     }
-    parts = [*read_summary(out), part]
-    out.write(SUMMARY, json.dumps(parts, indent=1).encode() + b"\n")
+    name = f"summary-{rank}.json" if rank else SUMMARY
+    parts = [*_parts(out, name), part]
+    out.write(name, json.dumps(parts, indent=1).encode() + b"\n")
     rate = samples / max(seconds, 1e-9)
     say(
         f"{command}: {samples:,} images in {seconds:,.1f} s ({rate:,.0f} images/s), "
@@ -108,8 +117,13 @@ def write_summary(
 
 def read_summary(out: Prefix) -> list[dict[str, Any]]:
     """The parts that earlier processes recorded; none if there are none."""
+    names = (name for name in out.names() if re.fullmatch(r"summary(-\d+-of-\d+)?\.json", name))
+    return [part for name in names for part in _parts(out, name)]
+
+
+def _parts(out: Prefix, name: str) -> list[dict[str, Any]]:
     try:
-        parts: list[dict[str, Any]] = json.loads(out.read(SUMMARY))
+        parts: list[dict[str, Any]] = json.loads(out.read(name))
     except FileNotFoundError:
         return []
     return parts

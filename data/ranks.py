@@ -11,6 +11,7 @@ T = TypeVar("T")
 
 # Who starts processes, by the names that it gives rank and world size in the environment.
 LAUNCHERS = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"))
+LOCAL_RANKS = ("LOCAL_RANK", "SLURM_LOCALID")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,14 @@ def this_rank(rank: int | None = None, world_size: int | None = None) -> Ranks:
         if one in os.environ and other in os.environ:
             return _from_environment(one, other)
     return Ranks(0, 1)
+
+
+def local_rank() -> int:
+    """The number of this process on its machine, as a launcher's environment says; else 0."""
+    for name in LOCAL_RANKS:
+        if os.environ.get(name, "").isdigit():
+            return int(os.environ[name])
+    return 0
 
 
 def _from_environment(one: str, other: str) -> Ranks:

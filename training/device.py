@@ -1,26 +1,38 @@
 """Where a single process computes, and in what precision."""
 
-import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
 
 from conf.enums import Precision
+from data.ranks import local_rank
 
 
 def pick_device() -> torch.device:
-    """This rank's GPU, where there is one, with float32 that is float32.
+    """This rank's GPU, where there is one, made the current one; else the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    # Several ranks of a node may see all of its GPUs, or each its own.
+    device = torch.device("cuda", local_rank() % torch.cuda.device_count())
+    torch.cuda.set_device(device)  # or streams and events would be those of the first
+    return device
+
+
+@contextmanager
+def exact_float32() -> Iterator[None]:
+    """Float32 that is float32, within a block.
 
     By default cuDNN computes float32 convolutions with the 10 bits of TF32: what a cache holds
     would depend on the GPU that made it.
     """
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_tf32 = False
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    # Several ranks of a node may see all of its GPUs, or each its own.
-    rank = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", 0)))
-    return torch.device("cuda", rank % torch.cuda.device_count())
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def autocast_forward(model: nn.Module, precision: Precision, device: torch.device) -> None:

@@ -6,7 +6,7 @@ size has one shape, filled up where there are too few: what a sample's numbers a
 on the samples beside it, nor on where a job was killed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -20,9 +20,9 @@ from conf.enums import LatentStore, Precision
 from conf.errors import RunError, UserError
 from data.say import say
 from training.autoencode import to_images
-from training.device import pick_device
+from training.device import exact_float32, pick_device
 from training.encoders import Autoencoder
-from training.models.text import TextEncoder
+from training.models.text import TextEncoder, TextEncoding
 from training.numbers import DTYPES, as_array
 
 T = TypeVar("T")
@@ -89,13 +89,14 @@ class Encoder:
         self.autoencoder = autoencoder.model.to(self.device)
         self.text_encoder = text_encoder.to(self.device)
         self.config = config
-        self.most_images = micro_batch_size
         self.most_captions = CAPTIONS_AT_ONCE
+        self._micro_batch_size = micro_batch_size
+        self._most_images: dict[tuple[int, int], int] = {}  # of sizes that were too many for memory
 
     def images_at_once(self, height: int, width: int) -> int:
         """How many images of a size one forward pass takes."""
         by_pixels = max(1, min(MOST_IMAGES_AT_ONCE, PIXELS_AT_ONCE // (height * width)))
-        return self.most_images or by_pixels
+        return self._most_images.get((height, width), self._micro_batch_size or by_pixels)
 
     def padded_length(self, length: int) -> int:
         """How long a caption of so many tokens is made before it is embedded."""
@@ -116,13 +117,13 @@ class Encoder:
         while images:
             at_once = self.images_at_once(height, width)
             part = images[:at_once]
-            try:
-                parts.append(forward(part, at_once))
-            except RuntimeError as error:
-                self.most_images = _halved(error, at_once, "images")
+            made = _unless_too_large(lambda part=part, at_once=at_once: forward(part, at_once))
+            if made is None:
+                self._most_images[height, width] = _halved(at_once, f"images of {height}x{width}")
                 continue
+            parts.append(made)
             images = images[len(part) :]
-        return Pending(parts)
+        return Pending(parts, self.device)
 
     def captions(self, captions: Sequence[str]) -> list[StoredText]:
         """Embed captions of any lengths, in their order."""
@@ -140,21 +141,22 @@ class Encoder:
         """Embed tokens (models, L) of captions whose padded lengths are the same.
 
         Raises:
-            RunError: Numbers are not finite in the number format asked for.
+            NotFinite: Numbers are not finite in the number format asked for.
         """
         length = self.padded_length(max(one.shape[1] for one in ids))
         found: list[StoredText] = []
         while len(found) < len(ids):
             part = ids[len(found) : len(found) + self.most_captions]
             filled = [*part, *[part[0]] * (self.most_captions - len(part))]
-            try:
-                with torch.inference_mode(), self._autocast():
-                    encoding = self.text_encoder.embed(filled, length)
-            except RuntimeError as error:
-                self.most_captions = _halved(error, self.most_captions, "captions")
+            encoding = _unless_too_large(lambda filled=filled: self._embed(filled, length))
+            if encoding is None:
+                self.most_captions = _halved(self.most_captions, "captions")
                 continue
-            tokens = self._finite(encoding.embeddings)
-            pooled = None if encoding.pooled is None else self._finite(encoding.pooled)
+            first = len(found)
+            tokens = self._finite(encoding.embeddings[: len(part)], first)
+            pooled = None
+            if encoding.pooled is not None:
+                pooled = self._finite(encoding.pooled[: len(part)], first)
             found += [
                 StoredText(tokens[row, : one.shape[1]], None if pooled is None else pooled[row])
                 for row, one in enumerate(part)
@@ -165,7 +167,7 @@ class Encoder:
     def _latents(self, pixels: NDArray[np.uint8]) -> tuple[Tensor, ...]:
         """The fields of `StoredLatents` as tensors that may still be computed."""
         images = to_images(pixels, self.device).contiguous(memory_format=torch.channels_last)
-        with self._autocast():
+        with self._autocast(), exact_float32():
             computed = self.autoencoder.encode(images).float()
         if self.config.store is LatentStore.mean and self.autoencoder.stochastic:
             computed = computed.chunk(2, dim=1)[0]
@@ -181,11 +183,18 @@ class Encoder:
         )
         return tuple(one.to("cpu", non_blocking=True) for one in results)
 
-    def _finite(self, values: Tensor) -> NDArray[Any]:
+    @torch.inference_mode()
+    def _embed(self, ids: Sequence[NDArray[np.int32]], length: int) -> TextEncoding:
+        with self._autocast(), exact_float32():
+            return self.text_encoder.embed(ids, length)
+
+    def _finite(self, values: Tensor, first: int) -> NDArray[Any]:
+        """Values (B, ...) as they are stored; the first of them is the caption of that number."""
         stored = values.to(DTYPES[self.config.dtype.value]).cpu()
-        if not bool(stored.isfinite().all()):
-            computed = bool(values.isfinite().all())
-            raise RunError(not_finite("text encoder's embeddings", self.config, computed))
+        bad = (~stored.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
+        if bad:
+            computed = bool(values[bad[0]].isfinite().all())
+            raise NotFinite(first + bad[0], computed, self.config)
         return as_array(stored)
 
     def _autocast(self) -> torch.autocast:
@@ -193,14 +202,29 @@ class Encoder:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
 
 
+class NotFinite(RunError):
+    """A caption whose embedding is not finite.
+
+    Args:
+        number: Of the caption, among those that were given.
+        computed: Whether it was finite in float32.
+        config: In what it was to be stored.
+    """
+
+    def __init__(self, number: int, computed: bool, config: EncodingConfig) -> None:
+        self.number, self.computed = number, computed
+        super().__init__(not_finite("text encoder's embeddings", config, computed))
+
+
 class Pending:
     """Latents that a device may still be at work on."""
 
-    def __init__(self, parts: list[tuple[Tensor, ...]]) -> None:
+    def __init__(self, parts: list[tuple[Tensor, ...]], device: torch.device) -> None:
         self._parts = parts
-        self._done = torch.cuda.Event() if torch.cuda.is_available() else None
-        if self._done is not None:
-            self._done.record()
+        self._done: torch.cuda.Event | None = None
+        if device.type == "cuda":
+            self._done = torch.cuda.Event()
+            self._done.record(torch.cuda.current_stream(device))
 
     def result(self) -> StoredLatents:
         """Waits for them."""
@@ -219,18 +243,27 @@ def not_finite(what: str, config: EncodingConfig, computed: bool) -> str:
     return f"the {what} overflow {config.dtype.value}: cache with encoding.dtype=float32"
 
 
-def _halved(error: RuntimeError, at_once: int, what: str) -> int:
-    """Half as many, where memory was too small for so many.
+def _unless_too_large(attempt: Callable[[], T]) -> T | None:
+    """What an attempt gives; None if memory was too small for it."""
+    try:
+        return attempt()
+    except RuntimeError as error:
+        words = ("can't allocate", "STATUS_ALLOC_FAILED")
+        if not isinstance(error, torch.OutOfMemoryError) and not any(
+            w in str(error) for w in words
+        ):
+            raise
+    return None
+
+
+def _halved(at_once: int, what: str) -> int:
+    """Half as many; called where no error holds what was computed alive any more.
 
     Raises:
-        RuntimeError: It is another error.
         RunError: There is no room for one.
     """
-    out_of_memory = isinstance(error, torch.OutOfMemoryError) or "can't allocate" in str(error)
-    if not out_of_memory:
-        raise error
     if at_once == 1:
-        raise RunError(f"there is not memory enough to encode one of the {what}") from error
+        raise RunError(f"there is not memory enough to encode one of the {what}")
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     say(f"cache: out of memory with {at_once} {what} at once, going on with {at_once // 2}")

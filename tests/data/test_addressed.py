@@ -2,7 +2,15 @@ import numpy as np
 import pytest
 
 from conf.compose import compose_config
-from data.addressed import address, create_shard, sweep, take_shard
+from conf.errors import RunError
+from data.addressed import (
+    address,
+    create_shard,
+    require_whole,
+    sweep,
+    take_shard,
+    whole_shards,
+)
 from data.arrays import dump_array, load_array
 from data.manifest import Manifest
 from data.sample import META, MOMENTS, TEXT, RawSample
@@ -114,3 +122,26 @@ def test_what_does_not_count_is_swept(tmp_path):
     out.write("index/00000-a-ffff.npy", b"of a loser")
     sweep(out, manifest)
     assert files_of(tmp_path) == before
+
+
+@pytest.mark.parametrize("folder", ["shards", "index"])
+def test_a_finished_shard_whose_file_is_gone_is_made_again(out, folder, capsys):
+    first = create_shard(out, "00000-a", _samples([(1,)]), MEMBERS, 1)
+    create_shard(out, "00001-b", _samples([(2,)]), MEMBERS, 1)
+    create_shard(out, "00002-c", [], MEMBERS, 1)
+    names = ["00000-a", "00001-b", "00002-c", "00003-d"]
+    assert [*whole_shards(out, names)] == names[:3]
+    gone = first.shard.tar if folder == "shards" else first.shard.index
+    out.remove(gone)
+    assert [*whole_shards(out, names)] == names[1:3]
+    assert f"{gone} is gone" in capsys.readouterr().out
+    assert create_shard(out, "00000-a", _samples([(1,)]), MEMBERS, 1) == first
+    assert [*whole_shards(out, names)] == names[:3]
+
+
+def test_a_finished_dataset_without_all_of_its_files_is_not_called_finished(out):
+    manifest = _dataset(out, TEXTS, False)
+    require_whole(out, manifest)
+    out.remove(manifest.shards[0].tar)
+    with pytest.raises(RunError, match=f"lacks {manifest.shards[0].tar} and 0 more files"):
+        require_whole(out, manifest)

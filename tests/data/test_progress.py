@@ -111,3 +111,10 @@ def test_peak_memory_is_in_bytes_and_never_falls():
     assert 10 << 20 < before <= peak_memory() < 1 << 40
     del ballast
     assert peak_memory() >= before
+
+
+def test_ranks_that_end_at_once_do_not_lose_each_others_parts(tmp_path):
+    out = open_prefix(str(tmp_path), "out")
+    for rank, samples in ((1, 20), (0, 10), (1, 30)):
+        write_summary(out, "cache", samples, 1.0, 1, f"{rank}-of-2")
+    assert [part["samples"] for part in read_summary(out)] == [10, 20, 30]

@@ -40,7 +40,7 @@ PRELOADED = [
 _forks = get_context("forkserver")
 _forks.set_forkserver_preload(PRELOADED)
 
-HIDDEN = ("summary.json",)  # which holds times
+HIDDEN = ("summary",)  # beginnings of the names of files that hold times
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ def visible_files(url: Path | str) -> dict[str, bytes]:
     return {
         name: content
         for name, content in found.items()
-        if name not in HIDDEN and not name.rpartition("/")[2].startswith(".")
+        if not name.startswith(HIDDEN) and not name.rpartition("/")[2].startswith(".")
     }
 
 

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from conf.errors import RunError
 from training.cache.plan import Target
 from training.cache.read import Decoded, Undecodable
-from training.encode import Encoder, Pending, StoredText, not_finite
+from training.encode import Encoder, NotFinite, Pending, StoredText, not_finite
 
-# Shards that wait for a batch to be full: rare sizes are encoded in smaller groups rather than to
-# hold more of them in memory.
-SHARDS_WAITING = 2
+# How much of the next shard may be read before what a shard still lacks is encoded as it is: rare
+# sizes in smaller groups, rather than that a killed process loses more than one shard.
+SHARE_OF_NEXT = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,22 +129,25 @@ class Assembler:
                 for number_of_view, image in enumerate(parts):
                     slot = _Slot(work, sample, target, number_of_view, one.key)
                     self._add_image(slot, image)
-        if sum(one.read for one in self._works.values()) > SHARDS_WAITING:
-            self.flush()
+        if len(work.samples) + len(work.bad) >= SHARE_OF_NEXT * work.rows:
+            self._encode_rest({n for n, one in self._works.items() if one.read and one is not work})
         yield from self._whole()
 
     def finish(self) -> Iterator[ShardWork]:
         """Encode what waits, and give the last shards."""
-        self.flush()
+        self._encode_rest({*self._works})
         yield from self._whole()
 
-    def flush(self) -> None:
-        """Encode all that waits for a batch to be full."""
-        for size in list(self._images):
-            self._encode_images(size)
-        for length in list(self._captions):
-            self._encode_captions(length)
-        self._collect()
+    def _encode_rest(self, numbers: set[int]) -> None:
+        """Encode what shards of these numbers lack, with all that waits for the same batches."""
+        for size, waiting in list(self._images.items()):
+            if any(slot.work.number in numbers for slot, _ in waiting):
+                self._encode_images(size)
+        for length, captions in list(self._captions.items()):
+            if any(slot.work.number in numbers for _, slots in captions.values() for slot in slots):
+                self._encode_captions(length)
+        if self._pending and any(slot.work.number in numbers for slot in self._pending[1]):
+            self._collect()
 
     def _add_image(self, slot: _Slot, image: NDArray[np.uint8]) -> None:
         slot.work.missing += 1
@@ -192,9 +195,12 @@ class Assembler:
 
     def _encode_captions(self, length: int) -> None:
         waiting = list(self._captions.pop(length).values())
-        for stored, (_, slots) in zip(
-            self.encoder.texts([ids for ids, _ in waiting]), waiting, strict=True
-        ):
+        try:
+            texts = self.encoder.texts([ids for ids, _ in waiting])
+        except NotFinite as error:
+            what = f"text encoder's embeddings of {waiting[error.number][1][0].where}"
+            raise RunError(not_finite(what, self.encoder.config, error.computed)) from error
+        for stored, (_, slots) in zip(texts, waiting, strict=True):
             for slot in slots:
                 slot.sample.texts[slot.number] = stored
                 slot.work.missing -= 1

@@ -1,15 +1,16 @@
 """`ldm cache`: one process's part of a cache, and the manifest if all parts are there."""
 
 import time
+from typing import Any
 
 from conf.schema import CacheCommand
-from data.addressed import sweep
+from data.addressed import require_whole, sweep, whole_shards
 from data.claim import claim, claimed
 from data.manifest import Manifest
 from data.progress import peak_memory, write_summary
 from data.ranks import this_rank
 from data.say import say
-from data.shard import begin_dataset, finished_shards
+from data.shard import begin_dataset
 from data.stream import Dataset, open_dataset
 from training.cache.pipeline import Pipeline
 from training.cache.plan import Target, bytes_of_sample, plan_targets
@@ -42,33 +43,38 @@ def make_cache(config: CacheCommand) -> list[Manifest]:
     for target in targets:  # none is begun if another's place holds other work
         if claimed(target.out) not in (None, target.settings):
             claim(target.out, target.settings)
-    done = [_begin(config, data, encoder, target) for target in targets]
-    due = [target for target, there in zip(targets, done, strict=True) if there is None]
-    finished = [there for there in done if there is not None]
-    for there, target in zip(done, targets, strict=True):
-        if there is not None:
-            sweep(target.out, there)  # whoever finished it may have been killed before this
-            say(f"cache: {target.out.url} is finished ({there.samples:,} latents), nothing to do")
+    finished, due = [], []
+    for target in targets:
+        there = _begin(config, data, encoder, target)
+        if there is None:
+            due.append(target)
+            continue
+        require_whole(target.out, there)
+        sweep(target.out, there)  # whoever finished it may have been killed before this
+        say(f"cache: {target.out.url} is finished ({there.samples:,} latents), nothing to do")
+        finished.append(there)
     if not due:
         return finished
     pipeline = Pipeline(config, data, encoder, due, ranks)
     encoded = pipeline.run()
+    rank = f"{ranks.rank}-of-{ranks.world_size}" if ranks.world_size > 1 else ""
     for target in due:
-        entries = finished_shards(target.out, target.names)
+        entries = whole_shards(target.out, target.names)
         missing = [name for name in target.names if name not in entries]
+        counts: dict[str, Any] = {}
         if missing:
             say(
                 f"cache: rank {ranks.rank} of {ranks.world_size} has made its shards; "
                 f"{len(missing):,} of {len(target.names):,} are missing in {target.out.url}, "
                 f"the first is {missing[0]}"
             )
-            continue
-        ordered = [entries[name] for name in target.names]
-        finished.append(finish(config, data, autoencoder, encoder, target, ordered))
-        counts = say_counts(config, ordered)
+        else:
+            ordered = [entries[name] for name in target.names]
+            finished.append(finish(config, data, autoencoder, encoder, target, ordered))
+            counts = say_counts(config, ordered)
         seconds = time.perf_counter() - started
         counts["waiting_share"] = round(pipeline.waited / seconds, 4)
-        write_summary(target.out, "cache", encoded, seconds, peak_memory(), **counts)
+        write_summary(target.out, "cache", encoded, seconds, peak_memory(), rank, **counts)
     return finished
 
 

@@ -4,7 +4,6 @@ Reading and decoding run on threads, encoding on this one, and writing on one mo
 written while the next is encoded.
 """
 
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,16 +11,16 @@ from functools import partial
 
 from conf.enums import TextStore
 from conf.schema import CacheCommand
-from data.addressed import take_shard
+from data.addressed import take_shard, whole_shards
 from data.loader import read_ahead
 from data.progress import Meter, progress
-from data.ranks import Ranks
-from data.shard import ShardEntry, finished_shard, finished_shards
+from data.ranks import Ranks, local_rank
+from data.shard import ShardEntry, finished_shard
 from data.sift import check_budget, skipped_of
 from data.stream import Dataset
 from training.cache.assemble import Assembler, ShardWork
 from training.cache.plan import Target
-from training.cache.read import ROWS_AT_ONCE, Found, read_rows
+from training.cache.read import ROWS_AT_ONCE, Found, Undecodable, read_rows
 from training.cache.write import write_shard
 from training.encode import Encoder
 
@@ -56,7 +55,11 @@ class Pipeline:
         first, last = (total * (ranks.rank + i) // ranks.world_size for i in (0, 1))
         self.own = range(first, last)
         self.waited = 0.0
-        self.entries = [finished_shards(target.out, target.names) for target in targets]
+        names = [[target.names[number] for number in self.own] for target in targets]
+        pairs = zip(targets, names, strict=True)
+        self.entries = [whole_shards(target.out, own) for target, own in pairs]
+        # Of finished shards, and of what is read from now on.
+        self.skipped = skipped_of(entry.extra for entry in self.entries[0].values())
 
     def run(self) -> int:
         """Makes this rank's shards that nobody has made; gives the samples encoded now."""
@@ -65,9 +68,9 @@ class Pipeline:
         stores_ids = self.config.encoding.text is TextStore.ids
         assembler = Assembler(self.encoder, self.targets, stores_ids)
         encoded = 0
-        shown = os.environ.get("LOCAL_RANK", "0") == "0"  # of several ranks on a screen one speaks
         with (
-            progress("cache", total, shown=shown) as meter,
+            # Of several ranks on a screen one speaks.
+            progress("cache", total, shown=local_rank() == 0) as meter,
             ThreadPoolExecutor(1, "write") as writer,
         ):
             self._check()
@@ -87,6 +90,8 @@ class Pipeline:
         asked = time.perf_counter()
         for shard, found in read_ahead(self._jobs(meter), self.config.data.threads):
             self.waited += time.perf_counter() - asked
+            if bad := [one for one in found if isinstance(one, Undecodable)]:
+                self._check(bad)
             yield from assembler.add(shard, shards[shard].samples, found)
             meter.advance(len(found))
             asked = time.perf_counter()
@@ -129,15 +134,10 @@ class Pipeline:
     def _take_in(self, writing: list[Future[list[ShardEntry]]]) -> None:
         """Wait for what is being written, and stop when too many images are bad."""
         while writing:
-            for target, entries, entry in zip(
-                self.targets, self.entries, writing.pop(0).result(), strict=True
-            ):
-                name = entry.shard.name
-                entries[name.rsplit("-", 1)[0]] = entry
-                assert name.startswith(tuple(target.names)), name
-            self._check()
+            for entries, entry in zip(self.entries, writing.pop(0).result(), strict=True):
+                entries[entry.shard.name.rpartition("-")[0]] = entry
 
-    def _check(self) -> None:
-        entries = self.entries[0].values()
-        skipped = skipped_of(entry.extra for entry in entries)
-        check_budget(skipped, self.data.manifest.samples, self.config.max_bad_share)
+    def _check(self, more: Sequence[Undecodable] = ()) -> None:
+        """Stop when too many samples are bad, before more of them are encoded."""
+        self.skipped.bad += [one.record() for one in more]
+        check_budget(self.skipped, self.data.manifest.samples, self.config.max_bad_share)

@@ -73,7 +73,6 @@ def plan_targets(
         check_sizes(autoencoder.model, buckets, setting)
         settings = {**common, "buckets": [list(bucket) for bucket in buckets]}
         inputs = {name: value for name, value in settings.items() if name != "kind"}
-        inputs["encoding"] = {k: v for k, v in inputs["encoding"].items() if k != "scale"}
         # Of tars that were only indexed it decides which captions they have.
         inputs["caption_field"] = data.manifest.settings.get("caption_field")
         names = tuple(
@@ -134,11 +133,11 @@ def caption_slots(config: EncodingConfig) -> int:
 def bytes_of_sample(
     config: EncodingConfig, buckets: Sequence[tuple[int, int]], model: Any, text: TextEncoder
 ) -> int:
-    """The most that a sample takes: its captions as long as they may be, and headers."""
+    """The least that a sample takes: the smallest size, a caption of two tokens unless padded."""
     number = 4 if config.dtype.value == "float32" else 2
-    places = max(h * w for h, w in buckets) // model.downsampling**2
+    places = min(h * w for h, w in buckets) // model.downsampling**2
     kinds = 2 if config.store is LatentStore.moments else 1
-    latents = places * kinds * model.latent_channels * len(view_names(config))
-    token = 4 / number if config.text.value == "ids" else text.width
-    captions = (text.max_length * token + text.pooled_width) * (len(config.captions) or 1)
-    return int((latents + captions) * number) + 4096
+    latents = places * kinds * model.latent_channels * len(view_names(config)) * number
+    tokens = text.max_length if text.padding else 2
+    caption = 4 * tokens if config.text.value == "ids" else tokens * text.width * number
+    return int(latents + caption)

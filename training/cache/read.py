@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conf.encoding import EncodingConfig
-from conf.errors import RunError
 from data.collate import caption_of, image_of, meta_of
 from data.image import BadImage
 from data.sample import RawSample
@@ -42,14 +41,23 @@ class Decoded:
     enlarged: bool
 
 
+class NoCaption(Exception):
+    """A sample without a caption, with the reason."""
+
+
 @dataclass(frozen=True, slots=True)
 class Undecodable:
-    """A sample whose image cannot be decoded, and why."""
+    """A sample that cannot be encoded, because of its image or for want of a caption, and why."""
 
     row: int
     key: str
+    kind: str
     where: str
     reason: str
+
+    def record(self) -> dict[str, str]:
+        """Its line in the ledger."""
+        return {"key": self.key, "kind": self.kind, "what": f"{self.where}: {self.reason}"}
 
 
 Found = tuple[int, list[Decoded | Undecodable]]
@@ -68,21 +76,21 @@ def read_rows(
         rows: Of the shard.
 
     Raises:
-        RunError: A caption is not there.
+        CorruptShard: Bytes are not those that were indexed.
     """
     found: list[Decoded | Undecodable] = []
     for row in rows:
         raw = data.read(shard, row)
         try:
             image = image_of(raw)
-        except BadImage as error:
-            where = data.name_of(shard, row)
-            found.append(Undecodable(row, raw.key, where, str(error)))
+            captions = captions_of(raw, data, config)
+        except (BadImage, NoCaption) as error:
+            kind = "image" if isinstance(error, BadImage) else "caption"
+            found.append(Undecodable(row, raw.key, kind, data.name_of(shard, row), str(error)))
             continue
         views = [_views(image, buckets[raw.bucket], config, raw.key) for buckets in sizes]
         largest = max(buckets[raw.bucket] for buckets in sizes)
         enlarged = image.shape[0] < largest[0] or image.shape[1] < largest[1]
-        captions = captions_of(raw, data, config)
         meta = {**meta_of(raw), "caption": captions[0]}
         if len(captions) > 1:
             meta["captions"] = captions
@@ -98,22 +106,24 @@ def _views(
 
 
 def captions_of(raw: RawSample, data: Dataset, config: EncodingConfig) -> list[str]:
-    """The captions of a raw sample: its own, or those of the fields that are named.
+    """The captions of a raw sample: its own, or the first of those of the fields that are named.
 
     Raises:
-        RunError: It has none of these fields, or more captions than can be.
+        NoCaption: It has none of these fields.
     """
     if not config.captions:
-        return [caption_of(raw, data)]
+        return [_clean(caption_of(raw, data))]
     meta = meta_of(raw)
     found: list[str] = []
     for field in config.captions:
         value = meta.get(field)
         texts = value if isinstance(value, list) else [value]
-        found += [text.strip() for text in texts if isinstance(text, str)]
-    where = f"{data.prefix.url}: {raw.key}"
+        found += [_clean(text.strip()) for text in texts if isinstance(text, str)]
     if not found:
-        raise RunError(f"{where}: has no text in the fields encoding.captions={config.captions}")
-    if len(found) > MOST_CAPTIONS:
-        raise RunError(f"{where}: has {len(found)} captions; the most is {MOST_CAPTIONS}")
-    return found
+        raise NoCaption(f"has no text in the fields encoding.captions={config.captions}")
+    return found[:MOST_CAPTIONS]
+
+
+def _clean(caption: str) -> str:
+    """JSON may hold halves of characters, which are no text that could be stored or encoded."""
+    return caption.encode(errors="replace").decode()

@@ -14,7 +14,7 @@ from data.manifest import Manifest, canonical_json, sha256, square_side
 from data.sample import META, RawSample
 from data.say import say
 from data.shard import ShardEntry, commit_dataset
-from data.sift import SKIPPED, skipped_of
+from data.sift import SKIPPED, check_budget, skipped_of
 from data.spec import EMPTY_POOLED, LatentSpec, TextSpec
 from data.storage import Prefix
 from data.stream import Dataset
@@ -32,10 +32,7 @@ def write_shard(
     """Commit a shard to each target; what somebody else has finished meanwhile counts."""
     members = members_of(config.encoding, encoder.text_encoder)
     samples = [work.samples[row] for row in sorted(work.samples)]
-    bad = [
-        {"key": one.key, "kind": "image", "what": f"{one.where}: {one.reason}"}
-        for one in sorted(work.bad, key=lambda one: one.row)
-    ]
+    bad = [one.record() for one in sorted(work.bad, key=lambda one: one.row)]
     counts = {"truncated": work.truncated, "empty": work.empty, "enlarged": work.enlarged}
     channels = encoder.autoencoder.latent_channels
     texts = tuple(name for name in members if name.startswith(("text", "tokens", "pooled")))
@@ -64,7 +61,7 @@ def _raw_sample(sample: Sample, target: int, members: tuple[str, ...]) -> RawSam
     tokens = [text.tokens for text in sample.texts]
     pooled = [text.pooled for text in sample.texts if text.pooled is not None]
     by_kind = {"moments": views, "mean": views, "text": tokens, "tokens": tokens, "pooled": pooled}
-    content = {META: canonical_json(sample.meta)}
+    content = {META: _json(sample.meta)}
     for extension in members:
         name = extension.partition(".")[0]
         kind = name.rstrip("0123456789")
@@ -72,6 +69,13 @@ def _raw_sample(sample: Sample, target: int, members: tuple[str, ...]) -> RawSam
         if kind in by_kind and number < len(by_kind[kind]):
             content[extension] = dump_array(by_kind[kind][number])
     return RawSample(sample.key, content, sample.bucket)
+
+
+def _json(meta: dict[str, Any]) -> bytes:
+    try:
+        return canonical_json(meta)
+    except UnicodeEncodeError:  # halves of characters, which JSON can name and UTF-8 cannot
+        return json.dumps(meta, sort_keys=True, separators=(",", ":")).encode()
 
 
 def finish(
@@ -86,11 +90,13 @@ def finish(
 
     Raises:
         RunError: No sample is left.
+        UserError: Too many of all ranks' samples are bad.
     """
     shards = tuple(entry.shard for entry in entries if entry.shard.samples)
     if not shards:
         raise RunError(f"{data.prefix.url}: none of its images can be decoded")
     skipped = skipped_of(entry.extra for entry in entries)
+    check_budget(skipped, data.manifest.samples, config.max_bad_share)
     if skipped.samples:
         target.out.write(
             SKIPPED, json.dumps(skipped.to_dict(), indent=1, sort_keys=True).encode() + b"\n"

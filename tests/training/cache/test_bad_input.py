@@ -103,12 +103,12 @@ def members_of(folder: Path) -> list[tuple[str, dict[str, bytes]]]:
 
 
 def test_more_bad_images_than_may_be_stop_it_and_a_larger_share_goes_on(stage: Stage) -> None:
-    with_bad(stage, {1: b"", 6: b"", 7: b""})
-    with pytest.raises(UserError, match=r"max_bad_share=0\.2.* of 9 .*image"):
-        stage.cache("max_bad_share=0.2")
+    with_bad(stage, {1: b"", 100: b"", 101: b""}, (40, 40, 40))
+    with pytest.raises(UserError, match=r"max_bad_share=0\.01.* of 120 .*image"):
+        stage.cache("max_bad_share=0.01")
     kept = {file: file.stat().st_mtime_ns for file in stage.latents.rglob("*.tar")}
     assert kept
-    stage.cache("max_bad_share=0.34")
+    stage.cache("max_bad_share=0.03")
     assert all(file.stat().st_mtime_ns == then for file, then in kept.items())
     assert run_verify(stage.latents) == 0
 
@@ -184,16 +184,37 @@ def test_empty_and_cut_captions_are_counted(
 
 
 def test_a_caption_field_that_a_sample_lacks_is_named(stage: Stage) -> None:
-    with pytest.raises(RunError, match=r"s0000: has no text in the fields .*'alt'"):
+    with pytest.raises(UserError, match=r"caption .*s0000: has no text in the fields .*'alt'"):
         stage.cache("encoding.captions=[alt]")
     assert not (stage.latents / NAME).exists()
 
 
-def test_more_captions_than_can_be_are_refused(stage: Stage) -> None:
-    meta = json.dumps({"original_size": [SIDE, SIDE], "alt": ["a hat"] * 9}).encode()
+def test_a_sample_without_a_caption_is_skipped_within_the_share(stage: Stage) -> None:
+    meta = json.dumps({"original_size": [SIDE, SIDE], "alt": "a hat"}).encode()
+    stage.write_images(change=lambda number: {"json": meta} if number else {})
+    stage.cache("encoding.captions=[alt]", "max_bad_share=0.2")
+    (bad,) = json.loads((stage.latents / "skipped.json").read_text())["bad"]
+    assert (bad["key"], bad["kind"]) == ("s0000", "caption")
+
+
+def test_half_a_character_is_stored_and_encoded(stage: Stage) -> None:
+    """JSON can name one, and UTF-8 has no bytes for it."""
+    meta = b'{"original_size": [16, 16], "alt": "a hat \\ud83d", "note": "\\ud83d"}'
     stage.write_images(change=lambda number: {"json": meta})
-    with pytest.raises(RunError, match="s0000: has 9 captions; the most is 8"):
-        stage.cache("encoding.captions=[alt]")
+    stage.cache("encoding.captions=[alt]")
+    stored = open_dataset(str(stage.latents), "latents").read(0, 0)
+    assert json.loads(stored.members["json"])["note"] == "\ud83d"
+    assert json.loads(stored.members["json"])["caption"] == "a hat ?"
+
+
+def test_of_more_captions_than_can_be_the_first_are_taken(stage: Stage) -> None:
+    alt = [f"a hat {number}" for number in range(9)]
+    meta = json.dumps({"original_size": [SIDE, SIDE], "alt": alt}).encode()
+    stage.write_images(change=lambda number: {"json": meta})
+    stage.cache("encoding.captions=[alt]")
+    stored = open_dataset(str(stage.latents), "latents").read(0, 0)
+    assert json.loads(stored.members["json"])["captions"] == alt[:8]
+    assert "text7.npy" in stored.members
 
 
 # --- what the encoders give
@@ -263,7 +284,7 @@ def test_embeddings_that_are_not_finite_are_refused(
         return encoding
 
     monkeypatch.setattr(TextEncoder, "embed", embed)
-    with pytest.raises(RunError, match=r"text encoder's embeddings are not finite"):
+    with pytest.raises(RunError, match=r"text encoder's embeddings of s\d+ are not finite"):
         stage.cache()
     assert not (stage.latents / NAME).exists()
 
@@ -395,8 +416,8 @@ def test_out_of_memory_halves_the_batch_says_so_and_ends_as_with_that_size(
     capsys.readouterr()
     stage.cache("micro_batch_size=8")
     said = capsys.readouterr().out
-    assert "out of memory with 8 images at once, going on with 4" in said
-    assert "out of memory with 4 images at once, going on with 2" in said
+    assert "out of memory with 8 images of 16x16 at once, going on with 4" in said
+    assert "out of memory with 4 images of 16x16 at once, going on with 2" in said
     assert said.count("out of memory") == 2
     assert sizes[:3] == [8, 4, 2]
     assert {*sizes[2:]} == {2}
