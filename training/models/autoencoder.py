@@ -23,6 +23,7 @@ from training.models.layers import (
     ResBlock,
     Upsample,
     image_to_tokens,
+    normed_silu,
     tokens_to_image,
     zero_init,
 )
@@ -173,7 +174,7 @@ class Encoder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3*p*p, H/p, W/p) to (B, 2C, H/f, W/f)."""
         hidden = self.middle(self.levels(self.conv_in(images)))
-        return self.conv_out(F.silu(self.norm_out(hidden)))
+        return self.conv_out(normed_silu(self.norm_out, hidden))
 
 
 class Decoder(nn.Module):
@@ -197,7 +198,7 @@ class Decoder(nn.Module):
     def forward(self, latents: Tensor) -> Tensor:
         """(B, C, H/f, W/f) to (B, 3*p*p, H/p, W/p)."""
         hidden = self.levels(self.middle(self.conv_in(latents)))
-        return self.conv_out(F.silu(self.norm_out(hidden)))
+        return self.conv_out(normed_silu(self.norm_out, hidden))
 
 
 class AttentionBlock(nn.Module):

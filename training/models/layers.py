@@ -57,6 +57,11 @@ def tokens_to_image(tokens: Tensor, height: int, width: int) -> Tensor:
     return tokens.transpose(1, 2).unflatten(2, (height, width))
 
 
+def normed_silu(norm: nn.Module, images: Tensor) -> Tensor:
+    """SiLU of a norm's output, in its own memory where no gradient needs what came in."""
+    return F.silu(norm(images), inplace=not torch.is_grad_enabled())
+
+
 class ResBlock(nn.Module):
     """Two convolutions with a residual, optionally shifted in between by an embedding.
 
@@ -94,10 +99,10 @@ class ResBlock(nn.Module):
 
         The embedding comes in after its SiLU, which is the same in all blocks and so is done once.
         """
-        hidden = self.conv1(F.silu(self.norm1(images)))
+        hidden = self.conv1(normed_silu(self.norm1, images))
         if self.shift is not None:
             hidden = hidden + self.shift(embedding)[:, :, None, None]
-        hidden = self.conv2(self.dropout(F.silu(self.norm2(hidden))))
+        hidden = self.conv2(self.dropout(normed_silu(self.norm2, hidden)))
         return self.skip(images) + hidden
 
 

@@ -18,6 +18,7 @@ from training.models.layers import (
     ResBlock,
     SpatialTransformer,
     Upsample,
+    normed_silu,
     timestep_embedding,
     zero_init,
 )
@@ -209,7 +210,7 @@ class UNet(nn.Module):
                 hidden = stage(torch.cat([hidden, skips.pop()], dim=1), *condition)
             if level.resample is not None:
                 hidden = level.resample(hidden)
-        return self.conv_out(F.silu(self.norm_out(hidden)))
+        return self.conv_out(normed_silu(self.norm_out, hidden))
 
     def _embed(self, latents: Tensor, timesteps: Tensor, pooled: Tensor | None) -> Tensor:
         """The embedding of timesteps and pooled text, activated: (B, 4 * channels)."""
