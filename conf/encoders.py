@@ -61,6 +61,12 @@ class PretrainedAutoencoderConfig(AutoencoderConfig):
     )
     subfolder: str | None = setting("folder of the autoencoder in there, such as vae", None)
     revision: str | None = setting("commit, tag or branch on the hub; null is the newest", None)
+    scale: float | None = setting(
+        "published factor of its latents, for encoding.scale=published; null is what its files say",
+        None,
+        low=1e-6,
+    )
+    shift: float | None = setting("what is subtracted before; null is what its files say", None)
 
 
 @dataclass(kw_only=True, slots=True)

@@ -5,12 +5,19 @@ import re
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from conf.encoders import KLAutoencoderConfig
+from conf.encoders import AutoencoderConfig, KLAutoencoderConfig
 from conf.encoding import EncodingConfig
 from conf.enums import Crop, EngineKind, ImageFormat
 from conf.errors import UserError
 from conf.groups import DataConfig, TableSource, WebDatasetSource
-from conf.schema import AutoencoderCommand, CacheCommand, SampleCommand, ShardCommand, TrainCommand
+from conf.schema import (
+    AutoencoderCommand,
+    CacheCommand,
+    EvaluateCommand,
+    SampleCommand,
+    ShardCommand,
+    TrainCommand,
+)
 
 MAY_BE_EMPTY = ("attention_levels", "sizes")
 
@@ -37,30 +44,23 @@ def check(config: Any) -> None:
                 raise UserError(
                     f"autoencoder={config.autoencoder.kind}",
                     "cannot be trained",
-                    "choose autoencoder=kl or another one that is no `trained`",
+                    "choose one without weights, autoencoder=kl_f8 or kl_emoji",
                 )
             _training(config)
         case CacheCommand():
             _ranks(config)
             _captions(config.encoding)
-            if isinstance(config.autoencoder, KLAutoencoderConfig):
-                raise UserError(
-                    f"autoencoder={config.autoencoder.kind}",
-                    "has no weights",
-                    "give autoencoder=trained autoencoder.url=URL of an `ldm autoencoder` run, or "
-                    "autoencoder=pretrained autoencoder.path=... of another one",
-                )
+            _weights(config.autoencoder)
+            _cache(config)
         case TrainCommand():
             _training(config)
             _captions(config.encoding)
-            if isinstance(config.autoencoder, KLAutoencoderConfig):
-                raise UserError(
-                    f"autoencoder={config.autoencoder.kind}",
-                    "has no weights",
-                    "give autoencoder=trained or autoencoder=pretrained, or leave it out",
-                )
+            _weights(config.autoencoder)
         case SampleCommand():
             _prompts(config.prompts)
+            _weights(config.autoencoder)
+        case EvaluateCommand():
+            _weights(config.autoencoder)
 
 
 def field_bound(text: str) -> tuple[str, str, float]:
@@ -194,6 +194,28 @@ def _table(config: TableSource) -> None:
             f"source.caption_weights={weights}",
             f"does not weigh the {len(columns)} caption columns",
             "give one number for each, not all of them 0",
+        )
+
+
+def _weights(config: AutoencoderConfig | None) -> None:
+    """Refuse an autoencoder that is there to be trained where one is needed that has been."""
+    if isinstance(config, KLAutoencoderConfig):
+        raise UserError(
+            f"autoencoder={config.kind}",
+            "has no weights",
+            "give autoencoder=trained autoencoder.url=URL of an `ldm autoencoder` run, or "
+            "autoencoder=pretrained autoencoder.path=... of another one",
+        )
+
+
+def _cache(config: CacheCommand) -> None:
+    if len(set(config.sizes)) != len(config.sizes):
+        raise UserError(f"sizes={config.sizes}", "names a size twice", "name each once")
+    if config.world_size is not None and config.cluster.processes > 1:
+        raise UserError(
+            f"cluster.processes={config.cluster.processes}",
+            "starts ranks of its own, rank and world_size say which this one is",
+            "give one or the other",
         )
 
 

@@ -6,6 +6,8 @@ from data.manifest import Manifest
 
 LATENTS_ALIKE = {
     "autoencoder": "latents of another autoencoder",
+    "channels": "latents of other channels",
+    "downsampling": "latents of another downsampling factor",
     "dtype": "latents in another number format",
     "stored": "means alone where the others are moments, or the other way round,",
     "views": "other views of each image",
@@ -15,6 +17,8 @@ TEXTS_ALIKE = {
     "dtype": "text embeddings in another number format",
     "stored": "ids of tokens where the others are embeddings, or the other way round,",
     "padding": "captions padded in another way",
+    "max_length": "captions of another greatest length",
+    "models": "another number of text models",
     "captions": "another number of captions a sample",
     "pooled_width": "other pooled embeddings",
 }

@@ -14,8 +14,6 @@ from data.spec import (
     is_hash,
     parse_spec,
     require,
-    require_sound_latents,
-    require_sound_text,
 )
 from data.storage import Prefix
 
@@ -118,7 +116,7 @@ class Manifest:
     latents: LatentSpec | None = None
     text: TextSpec | None = None
     tars: str | None = None
-    origins: dict[str, str] = field(default_factory=dict)
+    origins: dict[str, Any] = field(default_factory=dict)
 
     @property
     def samples(self) -> int:
@@ -223,10 +221,18 @@ def _require_sound(manifest: Manifest) -> None:
         fits = shard.samples * least <= MAX_INDEX_BYTES
         require(fits, f"{shard.name!r} has more samples than an index can have")
         require(is_hash(shard.sha256) and is_hash(shard.index_sha256), "hashes that are none")
-    if manifest.latents:
-        require_sound_latents(manifest.latents)
-    if manifest.text:
-        require_sound_text(manifest.text)
+    _require_sound_origins(manifest.origins)
+
+
+def _require_sound_origins(origins: object) -> None:
+    """Refuse hints that lead nowhere: a URL of images, and the settings of two encoders."""
+    require(isinstance(origins, dict), "origins that are none")
+    assert isinstance(origins, dict)
+    require(isinstance(origins.get("images", ""), str), "images that are no URL")
+    for name, needed in (("autoencoder", ("kind",)), ("text_encoder", ("path", "joined"))):
+        origin = origins.get(name, dict.fromkeys(needed))
+        right = isinstance(origin, dict) and {*needed} <= {*origin}
+        require(right, f"an origin of the {name} that is none")
 
 
 def _is_inside(name: object) -> bool:

@@ -1,5 +1,6 @@
 """What the numbers of a dataset of latents mean."""
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -135,12 +136,22 @@ def numbered(extension: str, count: int) -> tuple[str, ...]:
 
 
 def parse_spec(kind: type[S], raw: dict[str, Any] | None) -> S | None:
-    """A spec from JSON."""
+    """A spec from JSON, held against what it can be.
+
+    Raises:
+        TypeError: It has other fields.
+        ValueError: A value cannot be.
+    """
     if raw is None:
         return None
-    return kind(
+    spec = kind(
         **{name: tuple(value) if isinstance(value, list) else value for name, value in raw.items()}
     )
+    if isinstance(spec, LatentSpec):
+        require_sound_latents(spec)
+    if isinstance(spec, TextSpec):
+        require_sound_text(spec)
+    return spec
 
 
 def require_sound_latents(spec: LatentSpec) -> None:
@@ -153,7 +164,18 @@ def require_sound_latents(spec: LatentSpec) -> None:
     require(all(map(is_count, counts)) and spec.downsampling > 0, "latents of no size")
     require(spec.dtype in STORED_AS, "latents of no floats")
     require(spec.stored in ("moments", "mean"), "latents that are stored in no known way")
+    require(spec.scaling in ("measured", "published"), "latents that are scaled in no known way")
     require(0 < len(spec.views) < 2**10, "latents of no views")
+    require(all(isinstance(view, str) for view in spec.views), "views without names")
+    for name in ("shift", "scale"):
+        require(len(getattr(spec, name)) == spec.channels, f"{name} of other channels")
+    for name in ("mean", "std", "posterior_std"):  # not measured where they are not needed
+        require(len(getattr(spec, name)) in (0, spec.channels), f"{name} of other channels")
+    numbers = (*spec.mean, *spec.std, *spec.shift, *spec.scale, *spec.posterior_std)
+    require(
+        all(map(is_number, (*numbers, spec.rms_error, spec.max_error))), "numbers that are none"
+    )
+    require(all(spec.scale), "a scale of zero")
 
 
 def require_sound_text(spec: TextSpec) -> None:
@@ -167,6 +189,9 @@ def require_sound_text(spec: TextSpec) -> None:
     require(0 < spec.captions < 2**10 and spec.models > 0, "samples of no captions")
     require(spec.dtype in STORED_AS, "texts of no floats")
     require(spec.stored in ("embeddings", "ids"), "texts that are stored in no known way")
+    require(isinstance(spec.padding, bool), "padding that is neither true nor false")
+    words = (spec.encoder, spec.empty_sha256, spec.empty_pooled_sha256)
+    require(all(isinstance(word, str) for word in words), "hashes that are none")
 
 
 def require(right: bool, wrong: str) -> None:
@@ -182,6 +207,11 @@ def require(right: bool, wrong: str) -> None:
 def is_count(value: object, most: int = 2**62) -> bool:
     """Whether a value is a whole number from 0 to `most`."""
     return type(value) is int and 0 <= value <= most
+
+
+def is_number(value: object) -> bool:
+    """Whether a value is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def is_hash(value: object) -> bool:

@@ -34,7 +34,7 @@ def train_autoencoder(config: AutoencoderCommand) -> None:
     assert isinstance(config.autoencoder, KLAutoencoderConfig)
     torch.manual_seed(config.train.seed)
     model = build_autoencoder(config.autoencoder)
-    check_size(model, data.buckets, config.data.url)
+    check_sizes(model, data.buckets, f"data.url={config.data.url}")
     latent_channels = config.autoencoder.latent_channels
 
     def losses(wrapped: nn.Module, batch: ImageBatch, device: torch.device) -> Mapping[str, Tensor]:
@@ -67,7 +67,7 @@ def build_autoencoder(config: KLAutoencoderConfig) -> KLAutoencoder:
     except ValueError as error:
         raise UserError("autoencoder", str(error), "choose sizes that fit") from None
     with torch.no_grad():
-        model.quant_conv.bias[config.latent_channels :] += FIRST_LOG_VARIANCE
+        model.moments_conv.bias[config.latent_channels :] += FIRST_LOG_VARIANCE
     return model
 
 
@@ -101,19 +101,20 @@ def load_trained_autoencoder(url: str, setting: str) -> tuple[KLAutoencoder, str
     return model.to(memory_format=torch.channels_last), sha256(canonical_json(identity))
 
 
-def check_size(model: KLAutoencoder, buckets: Iterable[tuple[int, int]], url: str) -> None:
+def check_sizes(model: nn.Module, buckets: Iterable[tuple[int, int]], setting: str) -> None:
     """Refuse images that the autoencoder cannot halve as often as it has to.
 
     Raises:
-        UserError: The size is not a multiple of the downsampling factor.
+        UserError: A side is no multiple of the downsampling factor.
     """
     factor = model.downsampling
     for height, width in buckets:
         if height % factor or width % factor:
+            near = max(1, round(height / factor)) * factor
             raise UserError(
-                f"data.url={url}",
+                setting,
                 f"has images of {height}x{width} pixels, and the autoencoder divides by {factor}",
-                f"shard again with a size that is a multiple of {factor}",
+                f"shard again with sizes that are multiples of {factor}, such as {near}",
             )
 
 

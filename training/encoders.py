@@ -1,10 +1,7 @@
 """The autoencoders and text encoders that settings name, whoever has trained them."""
 
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
-
-from torch import nn
 
 from conf.encoders import (
     AutoencoderConfig,
@@ -18,6 +15,7 @@ from conf.errors import UserError
 from data.storage import open_prefix
 from training.autoencode import load_trained_autoencoder
 from training.models.autoencoder import KLAutoencoder
+from training.models.hub import commit_of
 from training.models.pretrained import load_pretrained_autoencoder
 from training.models.text import absolute_path
 from training.models.tiny import TinyAutoencoder
@@ -57,24 +55,9 @@ def load_autoencoder(config: AutoencoderConfig, setting: str = "autoencoder") ->
         return Autoencoder(model, fingerprint)
     assert isinstance(config, PretrainedAutoencoderConfig)
     found = load_pretrained_autoencoder(config)
-    return Autoencoder(found.model, found.fingerprint, found.scale, found.shift)
-
-
-def check_sizes(model: nn.Module, buckets: Iterable[tuple[int, int]], setting: str) -> None:
-    """Refuse images that the autoencoder cannot halve as often as it has to.
-
-    Raises:
-        UserError: A side is no multiple of the downsampling factor.
-    """
-    factor = model.downsampling
-    for height, width in buckets:
-        if height % factor or width % factor:
-            near = max(1, round(height / factor)) * factor
-            raise UserError(
-                setting,
-                f"has images of {height}x{width} pixels, and the autoencoder divides by {factor}",
-                f"shard again with sizes that are multiples of {factor}, such as {near}",
-            )
+    scale = found.scale if config.scale is None else config.scale
+    shift = found.shift if config.shift is None else config.shift
+    return Autoencoder(found.model, found.fingerprint, scale, shift)
 
 
 def autoencoder_origin(config: AutoencoderConfig) -> dict[str, Any]:
@@ -83,26 +66,47 @@ def autoencoder_origin(config: AutoencoderConfig) -> dict[str, Any]:
         url = open_prefix(config.url, "autoencoder.url").absolute
         return {"kind": config.kind, "url": url}
     assert isinstance(config, PretrainedAutoencoderConfig)
-    return {**asdict(config), "path": absolute_path(config.path)}
+    commit = commit_of(config.path, config.revision)
+    return {**asdict(config), "path": absolute_path(config.path), "revision": commit}
 
 
 def autoencoder_config(origin: dict[str, Any]) -> AutoencoderConfig:
-    """The settings that lead to an autoencoder again."""
+    """The settings that lead to an autoencoder again.
+
+    Raises:
+        UserError: They are none.
+    """
     kinds = {"trained": TrainedAutoencoderConfig, "pretrained": PretrainedAutoencoderConfig}
-    return kinds[origin["kind"]](**origin)
+    try:
+        return kinds[origin["kind"]](**origin)
+    except (KeyError, TypeError) as error:
+        raise _unknown_origin("autoencoder", error) from error
 
 
 def text_encoder_origin(config: TextEncoderConfig) -> dict[str, Any]:
     """Where text models were found, and which of their outputs are used."""
     found: dict[str, Any] = asdict(config)
     for one in (found, *found["joined"]):
+        one["revision"] = commit_of(one["path"], one["revision"])
         one |= {"path": absolute_path(one["path"]), "pooled": one["pooled"].value}
     return found
 
 
 def text_encoder_config(origin: dict[str, Any]) -> TextEncoderConfig:
-    """The settings that lead to a text encoder again."""
-    pooled, joined = Pooled(origin["pooled"]), []
-    for one in origin["joined"]:
-        joined.append(TextModelConfig(**{**one, "pooled": Pooled(one["pooled"])}))
-    return TextEncoderConfig(**{**origin, "pooled": pooled, "joined": joined})
+    """The settings that lead to a text encoder again.
+
+    Raises:
+        UserError: They are none.
+    """
+    try:
+        pooled, joined = Pooled(origin["pooled"]), []
+        for one in origin["joined"]:
+            joined.append(TextModelConfig(**{**one, "pooled": Pooled(one["pooled"])}))
+        return TextEncoderConfig(**{**origin, "pooled": pooled, "joined": joined})
+    except (KeyError, TypeError, ValueError) as error:
+        raise _unknown_origin("text encoder", error) from error
+
+
+def _unknown_origin(name: str, error: Exception) -> UserError:
+    wrong = f"says in no known way where its {name} was ({error})"
+    return UserError("the manifest of the latents", wrong, "cache them again")

@@ -23,6 +23,7 @@ from data.spec import LatentSpec, TextSpec, parse_spec
 from data.storage import open_prefix
 from data.stream import Dataset
 from data.views import make_view, view_names
+from training.autoencode import check_sizes
 from training.cache.assemble import StoredView
 from training.cache.plan import caption_slots
 from training.cache.read import ROWS_AT_ONCE, Decoded, captions_of, read_rows
@@ -32,7 +33,6 @@ from training.encode import Encoder, not_finite
 from training.encoders import (
     Autoencoder,
     autoencoder_origin,
-    check_sizes,
     load_autoencoder,
     text_encoder_origin,
 )

@@ -73,6 +73,8 @@ def check_origins(dataset: Dataset) -> None:
     if not current_world().main:
         return
     where = f"{dataset.prefix.setting}={dataset.prefix.url}"
+    for name in sorted({"images", "autoencoder", "text_encoder"} - {*dataset.manifest.origins}):
+        say(f"train: {where} does not say where its {name} was, which is not compared")
     for origin in origins_of(dataset):
         _compare(where, origin)
 
@@ -121,6 +123,8 @@ def origins_of(dataset: Dataset) -> list[Origin]:
 
 def _compare(where: str, origin: Origin) -> None:
     remedy = "cache again, put the old one back, or take it as it is: data.check_origins=false"
+    if SCHEME in origin.place:  # of a commit, which cannot change; nothing is fetched to look
+        return
     try:
         there, why = origin.is_there(), "is gone"
     except (UserError, RunError) as error:
@@ -132,9 +136,6 @@ def _compare(where: str, origin: Origin) -> None:
     try:
         now = origin.now()
     except (UserError, RunError) as error:
-        if origin.place.startswith(SCHEME):  # the hub may not answer, which says nothing of a cache
-            say(one_line(f"train: {where} is not compared with its {origin.name}: {error}"))
-            return
         wrong = f"was cached with {origin.name} at {origin.place}, which cannot be read: {error}"
         raise UserError(where, wrong, remedy) from error
     if now != origin.then:
@@ -146,12 +147,10 @@ def _is_autoencoder_there(config: Any) -> bool:
     if isinstance(config, TrainedAutoencoderConfig):
         return open_prefix(config.url, "the autoencoder").exists(SETTINGS)
     assert isinstance(config, PretrainedAutoencoderConfig)
-    return config.path.startswith(SCHEME) or Path(config.path).exists()
+    return Path(config.path).exists()
 
 
 def _is_folder_there(path: str) -> bool:
-    if path.startswith(SCHEME):
-        return True
     try:
         return resolve_folder(path).is_dir()
     except UserError:

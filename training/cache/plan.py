@@ -15,7 +15,8 @@ from data.spec import numbered
 from data.storage import Prefix, open_prefix
 from data.stream import Dataset
 from data.views import view_names
-from training.encoders import Autoencoder, check_sizes
+from training.autoencode import check_sizes
+from training.encoders import Autoencoder
 from training.models.text import TextEncoder
 
 # Raised when the same inputs would give other numbers: it is part of every cache's identity.

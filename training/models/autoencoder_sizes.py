@@ -17,20 +17,20 @@ Scale = tuple[float | None, float | None]  # scale and shift: final latents are 
 
 ORIGINAL_GROUPS = 32  # of every GroupNorm of CompVis' and Stability's; no shape shows it
 MOST = 1 << 16  # channels, blocks or groups; beyond, something is wrong
-SD_SCALE = 0.18215  # of Stable Diffusion 1 and 2
-# Names that only whole checkpoints of one family have, and its scale and shift.
+# Names that only whole checkpoints of one family have, and its scale and shift. The weights of an
+# autoencoder alone do not tell: SDXL's have the names and shapes of Stable Diffusion 1's.
 FAMILIES: dict[str, Scale] = {
+    "cond_stage_model.": (0.18215, 0.0),  # Stable Diffusion 1 and 2
     "conditioner.embedders.": (0.13025, 0.0),  # SDXL
     "model.diffusion_model.joint_blocks.": (1.5305, 0.0609),  # Stable Diffusion 3
 }
 
 
-def known_scale(sizes: Sizes, spelling: Spelling, names: Iterable[str]) -> Scale:
+def known_scale(sizes: Sizes, names: Iterable[str]) -> Scale:
     """What was published for weights that come without config.json; None where it is not known.
 
     Args:
         sizes: Sizes of the autoencoder.
-        spelling: Whose names its weights bear.
         names: All names in the file, those of other models too.
     """
     if isinstance(sizes, TinySizes):
@@ -39,8 +39,7 @@ def known_scale(sizes: Sizes, spelling: Spelling, names: Iterable[str]) -> Scale
         for start, scale in FAMILIES.items():
             if name.startswith(start):
                 return scale
-    original = spelling is Spelling.compvis and sizes.latent_channels == 4
-    return (SD_SCALE, 0.0) if original else (None, None)
+    return None, None
 
 
 def sizes_from_shapes(shapes: Shapes, spelling: Spelling) -> Sizes:

@@ -9,8 +9,10 @@ from math import isfinite
 from typing import Any
 
 from conf.encoders import KLAutoencoderConfig
-from training.models.autoencoder_sizes import MOST, SD_SCALE, Scale, Sizes, multiples
+from training.models.autoencoder_sizes import MOST, Scale, Sizes, multiples
 from training.models.tiny import TinySizes
+
+UNSAID_SCALE = 0.18215  # what diffusers takes where a config.json of four channels has none
 
 MOST_LEVELS = 16
 
@@ -89,7 +91,7 @@ def published_scale(config: Mapping[str, Any]) -> Scale:
         return None, None  # a number for each channel besides, which these two do not tell
     kl = config.get("_class_name") == "AutoencoderKL"
     # The first releases of Stable Diffusion left out what is 0.18215.
-    known = SD_SCALE if kl and config.get("latent_channels", 4) == 4 else None
+    known = UNSAID_SCALE if kl and config.get("latent_channels", 4) == 4 else None
     scale = config.get("scaling_factor", known if kl else 1.0)
     shift = config.get("shift_factor")
     for name, value in (("scaling_factor", scale), ("shift_factor", shift)):

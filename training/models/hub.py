@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -19,6 +19,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.file_download import repo_folder_name
 
 from conf.errors import UserError
 
@@ -72,6 +73,23 @@ def fetch(
             "name the folder as its page shows it",
         )
     return folder
+
+
+def commit_of(path: str, revision: str | None) -> str | None:
+    """The commit of a repository that was fetched, so that it can be had again.
+
+    Args:
+        path: hf://ORG/NAME, or a path on this machine, which has no commits.
+        revision: As it was asked for.
+
+    Returns:
+        The commit; `revision` where this machine does not know it.
+    """
+    if not path.startswith(SCHEME) or re.fullmatch("[0-9a-f]{40}", revision or ""):
+        return revision
+    folder = repo_folder_name(repo_id=path.removeprefix(SCHEME), repo_type="model")
+    named = Path(constants.HF_HUB_CACHE, folder, "refs", revision or "main")
+    return named.read_text().strip() if named.is_file() else revision
 
 
 def _is_inside(subfolder: str) -> bool:

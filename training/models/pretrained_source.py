@@ -148,9 +148,7 @@ def _open_file(path: Path, setting: str) -> Source:
     except KeyError as error:
         wrong = f"{path} lacks weights, the first is {prefix}{error.args[0]}"
         raise UserError(setting, wrong, "fetch the file again") from error
-    return Source(
-        path, weights, keys, spelling, sizes, known_scale(sizes, spelling, weights.shapes)
-    )
+    return Source(path, weights, keys, spelling, sizes, known_scale(sizes, weights.shapes))
 
 
 def _spelling(place: Path, keys: dict[str, str], setting: str) -> Spelling:

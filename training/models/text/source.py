@@ -12,6 +12,17 @@ from training.models import hub
 
 PACKAGE_SCHEME = "package://"
 SETTINGS = ("*.json", "*.txt", "*.model")  # config and vocabulary
+# The files of these that models and tokenizers read.
+READ = (
+    "config.json",
+    "open_clip_config.json",
+    "*tokenizer*.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab*",
+    "merges.txt",
+    "*.model",
+)
 # Tried one after another, because repositories hold the same weights in several forms.
 WEIGHTS = (
     ("model.safetensors", "model-*.safetensors"),
@@ -160,7 +171,8 @@ def _shards(index: Path) -> list[str]:
 
 
 def _is_settings(file: Path) -> bool:
-    return file.suffix in {Path(pattern).suffix for pattern in SETTINGS} and file.is_file()
+    """Whether a model or a tokenizer reads a file; notes beside them do not count."""
+    return file.is_file() and any(file.match(pattern) for pattern in READ)
 
 
 def _sha256(file: Path) -> str:
