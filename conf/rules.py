@@ -17,6 +17,7 @@ from conf.schema import (
     SampleCommand,
     ShardCommand,
     TrainCommand,
+    VerifyCommand,
 )
 
 MAY_BE_EMPTY = ("attention_levels", "sizes")
@@ -61,6 +62,8 @@ def check(config: Any) -> None:
             _weights(config.autoencoder)
         case EvaluateCommand():
             _weights(config.autoencoder)
+        case VerifyCommand():
+            _audit(config)
 
 
 def field_bound(text: str) -> tuple[str, str, float]:
@@ -223,6 +226,20 @@ def _captions(config: EncodingConfig) -> None:
     if len(set(config.captions)) != len(config.captions):
         raise UserError(
             f"encoding.captions={config.captions}", "names a field twice", "name each field once"
+        )
+
+
+def _audit(config: VerifyCommand) -> None:
+    for name in ("images", "autoencoder", "text_encoder"):
+        if getattr(config, name) is not None and not config.audit:
+            raise UserError(
+                name, "does nothing without audit", "give audit=64 too, or leave it out"
+            )
+    if isinstance(config.autoencoder, KLAutoencoderConfig):
+        raise UserError(
+            f"autoencoder={config.autoencoder.kind}",
+            "has no weights",
+            "give autoencoder=trained or autoencoder=pretrained, or leave it out",
         )
 
 

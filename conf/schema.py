@@ -253,6 +253,10 @@ class VerifyCommand:
     images: str | None = setting(
         "with audit, URL of the images if they are no longer where they were cached from", None
     )
+    autoencoder: AutoencoderConfig | None = group_or_none(
+        "with audit, the autoencoder, if it is no longer where the cache found it"
+    )
+    text_encoder: TextEncoderConfig | None = group_or_none("the same for the text encoder")
     out: str | None = setting(
         "URL of a folder for broken.json, audit.json, audit.png and a record of every whole shard, "
         "which a rerun skips; null writes nothing",

@@ -9,10 +9,14 @@ def verify(config: VerifyCommand) -> int:
 
     Returns:
         0 if all is as the manifest says, else 1.
-    """
-    broken = verify_bytes(config)
-    if not config.audit:
-        return broken
-    from training.audit import audit  # which imports torch
 
-    return max(broken, audit(config))
+    Raises:
+        UserError: There is no dataset, or what an audit needs is not there.
+    """
+    if not config.audit:
+        return verify_bytes(config)
+    from training.audit import audit, open_material  # which imports torch
+
+    material = open_material(config)  # what is missing is named before hours of reading, not after
+    broken = verify_bytes(config)
+    return max(broken, audit(config, material))
