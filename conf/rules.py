@@ -235,12 +235,7 @@ def _audit(config: VerifyCommand) -> None:
             raise UserError(
                 name, "does nothing without audit", "give audit=64 too, or leave it out"
             )
-    if isinstance(config.autoencoder, KLAutoencoderConfig):
-        raise UserError(
-            f"autoencoder={config.autoencoder.kind}",
-            "has no weights",
-            "give autoencoder=trained or autoencoder=pretrained, or leave it out",
-        )
+    _weights(config.autoencoder)
 
 
 def _prompts(prompts: Any) -> None:

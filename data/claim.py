@@ -25,11 +25,8 @@ def claim(out: Prefix, settings: dict[str, Any], shared: bool = False) -> bool:
         UserError: It is claimed for other work; names the first difference.
     """
     wanted = canonical_json(settings)
-    found = [name for name in out.names() if not name.startswith(".")]
-    if found and SETTINGS not in found and not shared:
-        raise UserError(
-            f"out={out.url}", f"is not empty (it holds {found[0]})", "choose a new or empty place"
-        )
+    if not shared:
+        require_free(out)
     try:
         out.create(SETTINGS, wanted)
     except FileExistsError:
@@ -43,6 +40,19 @@ def claim(out: Prefix, settings: dict[str, Any], shared: bool = False) -> bool:
             "choose another out, or the settings of what is there",
         ) from None
     return True
+
+
+def require_free(out: Prefix) -> None:
+    """Refuse a place that holds files and was not claimed; hidden ones do not count.
+
+    Raises:
+        UserError: It holds some.
+    """
+    found = [name for name in out.names() if not name.startswith(".")]
+    if found and SETTINGS not in found:
+        raise UserError(
+            f"out={out.url}", f"is not empty (it holds {found[0]})", "choose a new or empty place"
+        )
 
 
 def claimed(out: Prefix) -> dict[str, Any] | None:

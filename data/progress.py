@@ -103,6 +103,7 @@ def write_summary(
         "samples": samples,
         "seconds": round(seconds, 3),
         "peak_memory": peak_memory,
+        **({"rank": rank} if rank else {}),
         **more,
     }
     name = f"summary-{rank}.json" if rank else SUMMARY

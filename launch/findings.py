@@ -11,9 +11,11 @@ from data.image import decode_image
 from data.manifest import Manifest, load_manifest
 from data.progress import read_summary
 from data.storage import Prefix, open_prefix
+from data.stream import open_dataset
 from training.evaluate import RECONSTRUCTIONS, RESULT
 from training.generate import PROMPTS
 from training.loop import read_run, run_config
+from training.meaning import Meaning, kept_meaning, meaning_of
 from training.track import read_metrics
 
 
@@ -32,7 +34,8 @@ class Findings:
 
     Args:
         run: What the run is.
-        latents: The manifest of its latents.
+        data: The manifest of its latents, or of the images that it encoded itself.
+        meaning: What the latents and captions mean.
         stages: Rows of (stage, images, seconds, images per second, peak memory in bytes).
         curves: Lines of metrics of each training, by name.
         samples: From the run's `samples/`.
@@ -41,7 +44,8 @@ class Findings:
     """
 
     run: dict[str, Any]
-    latents: Manifest
+    data: Manifest
+    meaning: Meaning
     stages: list[tuple[str, int, float, float, int]]
     curves: dict[str, list[dict[str, Any]]]
     samples: list[Samples]
@@ -52,18 +56,21 @@ class Findings:
 def collect(out: Prefix) -> Findings:
     """Read a run and, by the URLs that its manifests keep, what it came from."""
     run = read_run(out, "train")
-    latents_at = open_prefix(run_config(out)["data"]["url"], "data.url of the run")
-    latents = load_manifest(latents_at, "latents")
-    trained = latents.origins["autoencoder"].get("url")  # one that others have trained has no run
+    data_at = open_prefix(run_config(out)["data"]["url"], "data.url of the run")
+    data = load_manifest(data_at, "any")
+    online = data.kind == "images"
+    meaning = kept_meaning(out) if online else meaning_of(open_dataset(data_at.url, "latents"))
+    trained = meaning.origins["autoencoder"].get("url")  # one that others have trained has no run
     autoencoder = open_prefix(trained, "autoencoder.url of the run") if trained else None
-    images = open_prefix(latents.origins["images"], "data.url of the cache")
+    made_of = [] if online else [open_prefix(data.origins["images"], "data.url of the cache")]
     samples = [name for name in out.names("samples") if out.exists(f"samples/{name}/{PROMPTS}")]
-    places = [images, *([autoencoder] if autoencoder else []), latents_at, out]
+    places = [*made_of, *([autoencoder] if autoencoder else []), data_at, out]
     places += [out / f"samples/{name}" for name in samples] + [out / "evaluation"]
     evaluated = out.exists(f"evaluation/{RESULT}")
     return Findings(
         run=run,
-        latents=latents,
+        data=data,
+        meaning=meaning,
         stages=[_stage(place) for place in places if read_summary(place)],
         curves={
             "autoencoder": read_metrics(autoencoder) if autoencoder else [],
@@ -81,9 +88,14 @@ def _stage(place: Prefix) -> tuple[str, int, float, float, int]:
     """One row from the parts that one or several processes recorded."""
     parts = [part for part in read_summary(place) if part["samples"]] or read_summary(place)
     images = sum(part["samples"] for part in parts)
-    seconds = sum(part["seconds"] for part in parts)
+    # Of ranks that worked side by side each has a part of the time.
+    seconds = sum(part["seconds"] / _ranks(part) for part in parts)
     memory = max(part["peak_memory"] for part in parts)
     return parts[0]["command"], images, seconds, images / max(seconds, 1e-9), memory
+
+
+def _ranks(part: dict[str, Any]) -> int:
+    return int(part.get("rank", "0-of-1").rpartition("-")[2])
 
 
 def _samples(place: Prefix) -> Samples:

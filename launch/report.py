@@ -45,14 +45,13 @@ def report(config: ReportCommand) -> None:
 
 def page(findings: Findings, image: bytes) -> str:
     """The report as one HTML page that needs nothing else."""
-    spec, text = findings.latents.latents, findings.latents.text
-    assert spec is not None and text is not None
+    spec, text = findings.meaning.latents, findings.meaning.text
     seen = max((line["samples_seen"] for line in findings.curves["denoiser"]), default=0)
     facts = [
         ("samples seen", f"{seen:,}"),
-        ("images", f"{findings.latents.samples:,}"),
+        ("images", f"{findings.data.samples:,}"),
         ("latents", f"{spec.channels} x {spec.size} x {spec.size}, {spec.downsampling}x smaller"),
-        ("latents' fingerprint", findings.latents.fingerprint),
+        (f"{findings.data.kind}' fingerprint", findings.data.fingerprint),
         ("autoencoder", spec.autoencoder),
         ("text encoder", f"{text.encoder} (width {text.width})"),
     ]

@@ -1,7 +1,7 @@
 """`ldm train`: trains the denoiser on a dataset of latents, and loads what it has trained."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,11 +14,11 @@ from conf.errors import UserError
 from conf.groups import DiffusionConfig, UNetConfig
 from conf.schema import TrainCommand
 from data.corpus import open_corpus
-from data.manifest import canonical_json, load_manifest, parse_record
-from data.spec import LatentSpec, TextSpec, parse_spec
+from data.manifest import load_manifest
+from data.spec import LatentSpec
 from data.storage import Prefix, open_prefix
 from data.stream import Dataset, open_dataset
-from training.device import autocast_forward, pick_device
+from training.device import autocast_forward, exact_float32, pick_device
 from training.diffusion.schedule import Schedule, build_schedule
 from training.encoders import (
     AnyAutoencoder,
@@ -28,14 +28,13 @@ from training.encoders import (
 )
 from training.engine.checkpoint import EMA, require_checkpoint
 from training.engine.world import current_world
-from training.feed import Meaning, cached_feed, encode_captions, load_empty, meaning_of
+from training.feed import cached_feed, encode_captions, load_empty
 from training.loop import Task, read_run, run_config, train
+from training.meaning import MEANING, Meaning, kept_meaning, meaning_json, meaning_of
 from training.models.text import TextEncoder, load_text_encoder
 from training.models.unet import UNet
 from training.online import online_feed
 from training.step import Condition, latent_losses
-
-MEANING = "meaning.json"
 
 
 def train_denoiser(config: TrainCommand) -> None:
@@ -140,7 +139,8 @@ class TrainedModel:
     @torch.inference_mode()
     def encode_images(self, images: Tensor) -> Tensor:
         """Moments or means of images (B, 3, H, W) in [-1, 1], as the run's latents have them."""
-        return self.autoencoder.encode(images)[:, : self.spec.stored_channels]
+        with exact_float32():
+            return self.autoencoder.encode(images)[:, : self.spec.stored_channels]
 
     def encode_captions(self, captions: list[str]) -> Condition:
         """The condition of captions, on the model's device."""
@@ -206,28 +206,6 @@ def load_trained(
         datasets=data,
         device=device,
     )
-
-
-def meaning_json(meaning: Meaning) -> bytes:
-    """What a run's images are encoded to, which no dataset says."""
-    specs = {"latents": asdict(meaning.latents), "text": asdict(meaning.text)}
-    return canonical_json({**specs, "origins": meaning.origins})
-
-
-def kept_meaning(out: Prefix) -> Meaning:
-    """What a run's images were encoded to.
-
-    Raises:
-        UserError: The file is missing or damaged.
-    """
-    where, remedy = f"{out.url}/{MEANING}", "run its `ldm train` command again"
-    try:
-        raw = parse_record(out.read(MEANING), where, remedy)
-        latents, text = parse_spec(LatentSpec, raw["latents"]), parse_spec(TextSpec, raw["text"])
-        assert latents is not None and text is not None
-        return Meaning(latents, text, raw["origins"])
-    except (FileNotFoundError, KeyError, TypeError) as error:
-        raise UserError(where, f"is missing or damaged ({error})", remedy) from error
 
 
 def datasets_of(out: Prefix, run: dict[str, Any]) -> tuple[Dataset, ...]:

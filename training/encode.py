@@ -63,7 +63,7 @@ class Encoder:
     """Encodes images and captions on this process's device.
 
     Args:
-        autoencoder: What encodes images.
+        autoencoder: What encodes images; None where there are captions alone.
         text_encoder: What encodes captions.
         config: What is kept.
         micro_batch_size: Images encoded at once; None is by their pixels.
@@ -74,19 +74,20 @@ class Encoder:
 
     def __init__(
         self,
-        autoencoder: Autoencoder,
+        autoencoder: Autoencoder | None,
         text_encoder: TextEncoder,
         config: EncodingConfig,
         micro_batch_size: int | None = None,
     ) -> None:
-        if config.store is LatentStore.moments and not autoencoder.model.stochastic:
+        model = None if autoencoder is None else autoencoder.model
+        if model is not None and config.store is LatentStore.moments and not model.stochastic:
             raise UserError(
                 "encoding.store=moments",
                 "is more than this autoencoder gives, which has no log-variance",
                 "choose encoding.store=mean",
             )
         self.device = pick_device()
-        self.autoencoder = autoencoder.model.to(self.device)
+        self.autoencoder: Any = None if model is None else model.to(self.device)
         self.text_encoder = text_encoder.to(self.device)
         self.config = config
         self.most_captions = CAPTIONS_AT_ONCE
@@ -127,7 +128,10 @@ class Encoder:
 
     def captions(self, captions: Sequence[str]) -> list[StoredText]:
         """Embed captions of any lengths, in their order."""
-        ids = self.text_encoder.tokenize(list(captions)).ids
+        return self.texts_of_any_length(self.text_encoder.tokenize(list(captions)).ids)
+
+    def texts_of_any_length(self, ids: Sequence[NDArray[np.int32]]) -> list[StoredText]:
+        """Embed tokens (models, L) of captions, in their order."""
         by_length: dict[int, list[int]] = {}
         for number, one in enumerate(ids):
             by_length.setdefault(self.padded_length(one.shape[1]), []).append(number)

@@ -1,7 +1,7 @@
 """What the denoiser is fed with, and what it means: cached latents here, images in `online`."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,30 +15,16 @@ from data.collate import latent_batch
 from data.corpus import Corpus
 from data.manifest import sha256
 from data.sample import LatentBatch
-from data.spec import EMPTY_POOLED, LatentSpec, TextSpec
+from data.spec import EMPTY_POOLED
 from data.stream import Dataset
 from data.tar import CorruptShard
-from training.device import pick_device
+from training.encode import Encoder, StoredText
 from training.encoders import text_encoder_config
+from training.meaning import Meaning, meaning_of
 from training.models.text import TextEncoder, load_text_encoder
 from training.numbers import as_tensor
 from training.origins import check_origins, check_wanted
 from training.step import Condition, Embed, condition_of_one
-
-
-@dataclass(frozen=True, slots=True)
-class Meaning:
-    """What latents and captions mean, and where what made them was found.
-
-    Args:
-        latents: What the latents mean.
-        text: What the captions mean.
-        origins: `autoencoder` and `text_encoder` as the settings that lead to them.
-    """
-
-    latents: LatentSpec
-    text: TextSpec
-    origins: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,32 +62,33 @@ def cached_feed(config: TrainCommand, data: Corpus) -> Feed:
     meaning = meaning_of(data.main)
     if meaning.text.stored == "embeddings":
         return Feed(meaning, latent_batch, lambda batch: batch, load_empty(data.main))
-    text_encoder = load_text_encoder(text_encoder_config(meaning.origins["text_encoder"]))
-    check_text_encoder(text_encoder, meaning.text, f"data.url={config.data.url}")
-    text_encoder.to(pick_device())
-    empty = encode_captions(text_encoder, [""])
-    return Feed(meaning, latent_batch, lambda batch: batch, empty, embed_with(text_encoder))
+    text_encoder = _text_encoder(config, meaning, f"{data.main.prefix.setting}={config.data.url}")
+    encoder = Encoder(None, text_encoder, meaning.captions)
+    return Feed(
+        meaning, latent_batch, lambda batch: batch, encode_empty(encoder), embed_with(encoder)
+    )
 
 
-def meaning_of(dataset: Dataset) -> Meaning:
-    """What a dataset of latents means."""
-    manifest = dataset.manifest
-    assert manifest.latents is not None and manifest.text is not None
-    return Meaning(manifest.latents, manifest.text, manifest.origins)
-
-
-def check_text_encoder(text_encoder: TextEncoder, spec: TextSpec, where: str) -> None:
-    """Refuse a text encoder that is not the one that a dataset's ids or embeddings are of.
+def _text_encoder(config: TrainCommand, meaning: Meaning, where: str) -> TextEncoder:
+    """What a dataset's ids of tokens are embedded with: as asked for, or where it was.
 
     Raises:
-        UserError: It is another one.
+        UserError: It is not there, or another one.
     """
-    if text_encoder.fingerprint != spec.encoder:
-        raise UserError(
-            where,
-            "the text encoder of its captions is no longer what it was",
-            "put the old one back, or cache and train again",
-        )
+    models = config.text_encoder or text_encoder_config(meaning.origins["text_encoder"])
+    length, padding = meaning.text.max_length, meaning.text.padding
+    remedy = "put the old one back, point at it with text_encoder=..., or cache again"
+    try:
+        text_encoder = load_text_encoder(replace(models, max_length=length, padding=padding))
+    except UserError as error:
+        if config.text_encoder is not None:
+            raise
+        wrong = f"holds ids of tokens, whose text encoder cannot be loaded ({error.wrong})"
+        raise UserError(where, f"{wrong}: {error.setting}", remedy) from error
+    if text_encoder.fingerprint != meaning.text.encoder:
+        wrong = "holds ids of tokens, and the text encoder is no longer the one that they are of"
+        raise UserError(where, wrong, remedy)
+    return text_encoder
 
 
 def encode_captions(text_encoder: TextEncoder, captions: list[str]) -> Condition:
@@ -110,17 +97,44 @@ def encode_captions(text_encoder: TextEncoder, captions: list[str]) -> Condition
     return Condition(encoding.embeddings, encoding.mask, encoding.pooled)
 
 
-def embed_with(text_encoder: TextEncoder) -> Embed:
-    """Conditions of batches that hold ids of tokens."""
+def embed_with(encoder: Encoder) -> Embed:
+    """Conditions of batches that hold ids of tokens: the numbers that a cache would hold."""
 
     def embed(batch: LatentBatch) -> Condition:
         lengths = batch.text_mask.sum(1)
         ids = [row[:length].T for row, length in zip(batch.text, lengths, strict=True)]
-        with torch.no_grad():
-            encoding = text_encoder.embed(ids)
-        return Condition(encoding.embeddings, encoding.mask, encoding.pooled)
+        texts = encoder.texts_of_any_length(ids)
+        tokens, mask = side_by_side([one.tokens for one in texts])
+        pooled = pooled_of(texts)
+        return Condition(
+            as_tensor(tokens).float(),
+            torch.from_numpy(mask),
+            None if pooled is None else as_tensor(pooled).float(),
+        )
 
     return embed
+
+
+def encode_empty(encoder: Encoder) -> Condition:
+    """The condition of the empty caption, in the numbers that a cache would hold."""
+    stored = encoder.captions([""])[0]
+    pooled = None if stored.pooled is None else as_tensor(stored.pooled).float()
+    return condition_of_one(as_tensor(stored.tokens).float(), pooled)
+
+
+def side_by_side(texts: Sequence[NDArray[Any]]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """Arrays (L_i, D) as one of (B, L, D), zero after each one's end, and a mask (B, L)."""
+    lengths = np.array([len(one) for one in texts])
+    joined = np.zeros((len(texts), lengths.max(), *texts[0].shape[1:]), texts[0].dtype)
+    for row, one in zip(joined, texts, strict=True):
+        row[: len(one)] = one
+    return joined, np.arange(lengths.max()) < lengths[:, None]
+
+
+def pooled_of(texts: Sequence[StoredText]) -> NDArray[Any] | None:
+    """The vectors of captions, (B, P), if they have any."""
+    vectors = [one.pooled for one in texts if one.pooled is not None]
+    return np.stack(vectors) if vectors else None
 
 
 def load_empty(data: Dataset) -> Condition:

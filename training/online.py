@@ -1,7 +1,8 @@
 """Images that are encoded as training goes, to the batches that a cache of them would give."""
 
-from collections.abc import Iterator
-from dataclasses import asdict
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -11,39 +12,31 @@ from conf.enums import LatentScale
 from conf.errors import RunError, UserError
 from conf.rules import micro_batch
 from conf.schema import TrainCommand
-from data.claim import claimed
-from data.collate import ImageCollator
+from data.claim import claimed, require_free
+from data.collate import Choose, ImageCollator
 from data.corpus import Corpus
 from data.draw import Draw, drawn
-from data.manifest import square_side
+from data.manifest import canonical_json, parse_record, sha256
 from data.progress import progress
 from data.sample import ImageBatch, LatentBatch, RawSample
 from data.say import say
-from data.spec import LatentSpec, TextSpec, parse_spec
-from data.storage import open_prefix
+from data.storage import Prefix, open_prefix
 from data.stream import Dataset
 from data.views import make_view, view_names
 from training.autoencode import check_sizes
 from training.cache.assemble import StoredView
-from training.cache.plan import caption_slots
+from training.cache.plan import caption_slots, encoding_settings
 from training.cache.read import ROWS_AT_ONCE, Decoded, captions_of, read_rows
 from training.cache.statistics import merged, shard_statistics
-from training.cache.write import scaling
 from training.encode import Encoder, not_finite
-from training.encoders import (
-    Autoencoder,
-    autoencoder_origin,
-    load_autoencoder,
-    text_encoder_origin,
-)
+from training.encoders import autoencoder_origin, load_autoencoder, text_encoder_origin
 from training.engine.world import current_world
-from training.feed import Feed, Meaning
+from training.feed import Feed, encode_empty, pooled_of, side_by_side
+from training.meaning import Meaning, check_scale, latent_spec, text_spec
 from training.models.text import load_text_encoder
-from training.numbers import as_tensor
-from training.step import Condition, condition_of_one
 
-# What is measured of latents, once for a run.
-MEASURED = ("mean", "std", "posterior_std", "rms_error", "max_error")
+LONGEST_MEASURING = 3600.0  # seconds
+SECONDS_BETWEEN_LOOKS = 0.5
 
 
 def online_feed(config: TrainCommand, data: Corpus) -> Feed:
@@ -61,22 +54,29 @@ def online_feed(config: TrainCommand, data: Corpus) -> Feed:
     autoencoder = load_autoencoder(config.autoencoder)
     check_sizes(autoencoder.model, data.buckets, f"data.url={config.data.url}")
     text_encoder = load_text_encoder(config.text_encoder)
+    check_scale(config.encoding.scale, autoencoder)
     micro = micro_batch(config.batch_size, config.micro_batch_size, current_world().size)
     encoder = Encoder(autoencoder, text_encoder, config.encoding, micro)
+    encoding = config.encoding
+    measured: Mapping[str, Any] = {"mean": (), "std": ()}
+    if encoding.scale is LatentScale.measured:
+        measured = measured_once(config, data.main, encoder, autoencoder.fingerprint)
+    origins = {
+        "autoencoder": autoencoder_origin(config.autoencoder),
+        "text_encoder": text_encoder_origin(config.text_encoder),
+    }
     meaning = Meaning(
-        _latent_spec(config, data, autoencoder, encoder),
-        _text_spec(config, encoder),
-        {
-            "autoencoder": autoencoder_origin(config.autoencoder),
-            "text_encoder": text_encoder_origin(config.text_encoder),
-        },
+        latent_spec(encoding, autoencoder, data.main.manifest.buckets, measured),
+        # Whatever a cache would store, what comes here is embedded already.
+        replace(text_spec(text_encoder, encoding, caption_slots(encoding)), stored="embeddings"),
+        origins,
+        encoding.precision,
     )
-    collate = ImageCollator(config.data.max_bad_share, _chooser(config))
     return Feed(
         meaning,
-        collate,
+        ImageCollator(config.data.max_bad_share, _chooser(config)),
         lambda batch: encode_batch(encoder, batch),
-        _empty(encoder),
+        encode_empty(encoder),
         identity={"latents": asdict(meaning.latents), "text": asdict(meaning.text)},
     )
 
@@ -93,17 +93,11 @@ def encode_batch(encoder: Encoder, batch: ImageBatch) -> LatentBatch:
             what = f"autoencoder's moments of {key}"
             raise RunError(not_finite(what, encoder.config, bool(computed)))
     texts = encoder.captions(batch.captions)
-    lengths = [len(one.tokens) for one in texts]
-    tokens = np.zeros((len(texts), max(lengths), *texts[0].tokens.shape[1:]), texts[0].tokens.dtype)
-    for row, one in zip(tokens, texts, strict=True):
-        row[: len(one.tokens)] = one.tokens
-    mask = np.arange(max(lengths)) < np.array(lengths)[:, None]
-    vectors = [one.pooled for one in texts if one.pooled is not None]
-    pooled = np.stack(vectors) if vectors else None
-    return LatentBatch(batch.places, latents.values, tokens, mask, pooled)
+    tokens, mask = side_by_side([one.tokens for one in texts])
+    return LatentBatch(batch.places, latents.values, tokens, mask, pooled_of(texts))
 
 
-def _chooser(config: TrainCommand) -> Any:
+def _chooser(config: TrainCommand) -> Choose:
     """Takes the view and the caption that a cache would give at a place."""
     views = len(view_names(config.encoding))
 
@@ -123,39 +117,47 @@ def _chooser(config: TrainCommand) -> Any:
     return choose
 
 
-def _empty(encoder: Encoder) -> Condition:
-    stored = encoder.captions([""])[0]
-    pooled = None if stored.pooled is None else as_tensor(stored.pooled).float()
-    return condition_of_one(as_tensor(stored.tokens).float(), pooled)
+def measured_once(
+    config: TrainCommand, dataset: Dataset, encoder: Encoder, autoencoder: str
+) -> Mapping[str, Any]:
+    """Statistics of the latents, which rank 0 measures when a run begins, for all and for good.
+
+    Another GPU would measure other last bits, and ranks must not differ.
+
+    Raises:
+        UserError: `out` holds something else.
+        RunError: Rank 0 has measured nothing for an hour.
+    """
+    out = open_prefix(config.out, "out")
+    if (run := claimed(out)) is not None and run.get("command") != "train":
+        raise UserError(f"out={out.url}", "holds other work", "choose another out")
+    require_free(out)
+    inputs = {
+        "autoencoder": autoencoder,
+        "images": dataset.manifest.fingerprint,
+        "encoding": encoding_settings(config.encoding),
+        "samples": config.data.statistics_samples,
+    }
+    name = f".measured-{sha256(canonical_json(inputs))[:16]}.json"
+    if not out.exists(name):
+        if current_world().main:
+            parts = list(_statistics(config, dataset, encoder))
+            if not parts:
+                raise RunError(f"{dataset.prefix.url}: none of its first images can be decoded")
+            found = merged(parts)
+            out.write(name, canonical_json(found))
+        else:
+            _wait_for(out, name)
+    said = parse_record(out.read(name), f"{out.url}/{name}", "remove it, and run again")
+    return {key: tuple(one) if isinstance(one, list) else one for key, one in said.items()}
 
 
-def _latent_spec(
-    config: TrainCommand, data: Corpus, autoencoder: Autoencoder, encoder: Encoder
-) -> LatentSpec:
-    """What the latents mean: as the run has it already, or as measured now."""
-    encoding, model = config.encoding, autoencoder.model
-    run = claimed(open_prefix(config.out, "out"))
-    kept = parse_spec(LatentSpec, run.get("latents")) if run else None
-    if kept and kept.autoencoder == autoencoder.fingerprint:
-        measured = {name: getattr(kept, name) for name in MEASURED}
-    elif encoding.scale is LatentScale.measured:
-        measured = merged(list(_statistics(config, data.main, encoder)))
-    else:
-        measured = {"mean": (), "std": ()}
-    shift, scale = scaling(encoding.scale, autoencoder, measured)
-    return LatentSpec(
-        channels=model.latent_channels,
-        size=square_side(data.main.manifest.buckets) // model.downsampling,
-        downsampling=model.downsampling,
-        dtype=encoding.dtype.value,
-        autoencoder=autoencoder.fingerprint,
-        shift=shift,
-        scale=scale,
-        stored=encoding.store.value,
-        scaling=encoding.scale.value,
-        views=view_names(encoding),
-        **measured,
-    )
+def _wait_for(out: Prefix, name: str) -> None:
+    began = time.monotonic()
+    while not out.exists(name):
+        if time.monotonic() - began > LONGEST_MEASURING:
+            raise RunError(f"{out.url}: rank 0 has not measured the scale of latents in an hour")
+        time.sleep(SECONDS_BETWEEN_LOOKS)
 
 
 def _statistics(
@@ -175,7 +177,9 @@ def _statistics(
             left -= len(rows)
             if rows:
                 views = _stored_views(config, dataset, encoder, number, rows)
-                yield shard_statistics(views, encoder.autoencoder.latent_channels)
+                part = shard_statistics(views, encoder.autoencoder.latent_channels)
+                if part["count"]:
+                    yield part
                 meter.advance(len(rows))
 
 
@@ -194,22 +198,10 @@ def _stored_views(
         views: dict[int, StoredView] = {}
         for numbers in by_size.values():
             latents = encoder.latents([images[number] for number in numbers]).result()
+            if not latents.finite.all():
+                what = f"autoencoder's moments of an image of shard {shard}"
+                raise RunError(not_finite(what, encoder.config, bool(latents.computed.all())))
             fields = (latents.values, latents.squared_error, latents.max_error)
             for number, values, squared, largest in zip(numbers, *fields, strict=True):
                 views[number] = StoredView(values, float(squared), float(largest))
         yield from (views[number] for number in range(len(images)))
-
-
-def _text_spec(config: TrainCommand, encoder: Encoder) -> TextSpec:
-    assert config.text_encoder is not None
-    text_encoder = encoder.text_encoder
-    return TextSpec(
-        encoder=text_encoder.fingerprint,
-        width=text_encoder.width,
-        max_length=text_encoder.max_length,
-        dtype=config.encoding.dtype.value,
-        empty_sha256="",
-        captions=caption_slots(config.encoding),
-        padding=config.text_encoder.padding,
-        pooled_width=text_encoder.pooled_width,
-    )

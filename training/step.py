@@ -171,7 +171,7 @@ def latent_losses(
     draws = stratified(uniform(seed, places, Purpose.timestep), batch.places, batch_size)
     timesteps = timestep_of(draws, config.num_timesteps).to(device)
     dropped = (uniform(seed, places, Purpose.caption) < config.caption_dropout).to(device)
-    condition = embed(batch) if embed else _stored_condition(batch, device)
+    condition = embed(batch) if embed else stored_condition(batch, device)
     condition = drop_captions(condition.to(device), empty, dropped)
     losses = diffusion_loss(
         as_denoiser(model), latents, noise, timesteps, condition, schedule, config.prediction
@@ -179,8 +179,8 @@ def latent_losses(
     return {"loss": losses}
 
 
-def _stored_condition(batch: LatentBatch, device: torch.device) -> Condition:
-    """Moved in the number format in which it is stored: half the bytes."""
+def stored_condition(batch: LatentBatch, device: torch.device) -> Condition:
+    """The condition of cached embeddings; they are moved as they are stored, at half the bytes."""
     pooled = None if batch.pooled is None else as_tensor(batch.pooled).to(device).float()
     mask = torch.from_numpy(batch.text_mask).to(device)
     return Condition(as_tensor(batch.text).to(device).float(), mask, pooled)

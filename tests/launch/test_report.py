@@ -7,6 +7,7 @@ from data.spec import LatentSpec, TextSpec
 from launch.charts import picture
 from launch.findings import Findings, Samples
 from launch.report import page
+from training.meaning import Meaning
 
 
 @pytest.fixture
@@ -16,15 +17,13 @@ def findings() -> Findings:
     ones = (1.0,) * 4
     return Findings(
         run={"unet": {"channels": 8}},
-        latents=Manifest(
-            kind="latents",
-            buckets=((64, 64),),
-            members=(),
-            shards=(),
-            identity="x",
-            settings={},
-            latents=LatentSpec(4, 8, 8, "float16", "abc", ones, ones, ones, ones),
-            text=TextSpec("def", 384, 32, "float16", "0"),
+        data=Manifest(
+            kind="latents", buckets=((64, 64),), members=(), shards=(), identity="x", settings={}
+        ),
+        meaning=Meaning(
+            LatentSpec(4, 8, 8, "float16", "abc", ones, ones, ones, ones),
+            TextSpec("def", 384, 32, "float16", "0"),
+            {},
         ),
         stages=[("shard", 100, 2.0, 50.0, 10**9), ("train", 400, 8.0, 50.0, 2 * 10**9)],
         curves={

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from conf.encoding import EncodingConfig
-from conf.enums import LatentScale, LatentStore
+from conf.enums import LatentStore
 from conf.errors import UserError
 from conf.schema import CacheCommand
 from data.addressed import HASH_DIGITS, address
@@ -17,6 +17,7 @@ from data.stream import Dataset
 from data.views import view_names
 from training.autoencode import check_sizes
 from training.encoders import Autoencoder
+from training.meaning import check_scale
 from training.models.text import TextEncoder
 
 # Raised when the same inputs would give other numbers: it is part of every cache's identity.
@@ -51,12 +52,7 @@ def plan_targets(
     Raises:
         UserError: Sizes that the autoencoder cannot divide.
     """
-    if config.encoding.scale is LatentScale.published and autoencoder.scale is None:
-        raise UserError(
-            "encoding.scale=published",
-            "is not known of this autoencoder",
-            "choose encoding.scale=measured",
-        )
+    check_scale(config.encoding.scale, autoencoder)
     common = {
         "kind": "latents",
         "version": CACHE_VERSION,

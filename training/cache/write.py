@@ -5,25 +5,25 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from conf.enums import LatentScale, TextStore
+from conf.enums import TextStore
 from conf.errors import RunError
 from conf.schema import CacheCommand
 from data.addressed import create_shard, sweep
 from data.arrays import dump_array
-from data.manifest import Manifest, canonical_json, sha256, square_side
+from data.manifest import Manifest, canonical_json, sha256
 from data.sample import META, RawSample
 from data.say import say
 from data.shard import ShardEntry, commit_dataset
 from data.sift import SKIPPED, check_budget, skipped_of
-from data.spec import EMPTY_POOLED, LatentSpec, TextSpec
+from data.spec import EMPTY_POOLED, TextSpec
 from data.storage import Prefix
 from data.stream import Dataset
-from data.views import view_names
 from training.cache.assemble import Sample, ShardWork
 from training.cache.plan import Target, caption_slots, members_of
 from training.cache.statistics import merged, shard_statistics
 from training.encode import Encoder
 from training.encoders import Autoencoder, autoencoder_origin, text_encoder_origin
+from training.meaning import latent_spec, text_spec
 
 
 def write_shard(
@@ -101,6 +101,7 @@ def finish(
         target.out.write(
             SKIPPED, json.dumps(skipped.to_dict(), indent=1, sort_keys=True).encode() + b"\n"
         )
+    sums = [entry.extra["statistics"] for entry in entries if entry.extra["statistics"]]
     finished = Manifest(
         kind="latents",
         buckets=target.buckets,
@@ -109,7 +110,9 @@ def finish(
         identity=sha256(canonical_json(target.settings)),
         settings=target.settings,
         parent=data.manifest.fingerprint,
-        latents=_latent_spec(config, autoencoder, target, entries, skipped.samples),
+        latents=latent_spec(
+            config.encoding, autoencoder, target.buckets, merged(sums), skipped.samples
+        ),
         text=_text_spec(config, encoder, target.out),
         origins={
             "images": data.prefix.absolute,
@@ -122,64 +125,11 @@ def finish(
     return finished
 
 
-def _latent_spec(
-    config: CacheCommand,
-    autoencoder: Autoencoder,
-    target: Target,
-    entries: Sequence[ShardEntry],
-    skipped: int,
-) -> LatentSpec:
-    encoding = config.encoding
-    sums = [entry.extra["statistics"] for entry in entries if entry.extra["statistics"]]
-    measured = merged(sums)
-    shift, scale = scaling(encoding.scale, autoencoder, measured)
-    model = autoencoder.model
-    return LatentSpec(
-        channels=model.latent_channels,
-        size=square_side(target.buckets) // model.downsampling,
-        downsampling=model.downsampling,
-        dtype=encoding.dtype.value,
-        autoencoder=autoencoder.fingerprint,
-        shift=shift,
-        scale=scale,
-        stored=encoding.store.value,
-        scaling=encoding.scale.value,
-        views=view_names(encoding),
-        skipped=skipped,
-        **measured,
-    )
-
-
-def scaling(
-    kind: LatentScale, autoencoder: Autoencoder, measured: dict[str, Any]
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Shift and scale per channel that make a final latent."""
-    channels = autoencoder.model.latent_channels
-    if kind is LatentScale.published:
-        assert autoencoder.scale is not None
-        return (autoencoder.shift or 0.0,) * channels, (autoencoder.scale,) * channels
-    if not all(std > 0 for std in measured["std"]):
-        raise RunError("a channel of the latents is the same everywhere: it cannot be scaled")
-    return measured["mean"], tuple(1 / std for std in measured["std"])
-
-
 def _text_spec(config: CacheCommand, encoder: Encoder, out: Prefix) -> TextSpec:
-    text_encoder, encoding = encoder.text_encoder, config.encoding
-    ids = text_encoder.tokenize([""]).ids[0]
-    stores_ids = encoding.text is TextStore.ids
-    spec = TextSpec(
-        encoder=text_encoder.fingerprint,
-        width=text_encoder.width,
-        max_length=text_encoder.max_length,
-        dtype=encoding.dtype.value,
-        empty_sha256="",
-        stored=encoding.text.value,
-        captions=caption_slots(encoding),
-        padding=config.text_encoder.padding,
-        pooled_width=text_encoder.pooled_width,
-        models=len(ids),
-    )
-    if stores_ids:
+    encoding = config.encoding
+    spec = text_spec(encoder.text_encoder, encoding, caption_slots(encoding))
+    if encoding.text is TextStore.ids:
+        ids = encoder.text_encoder.tokenize([""]).ids[0]
         return replace(spec, empty_sha256=_pinned(out, spec.empty, dump_array(ids.T.copy())))
     stored = encoder.captions([""])[0]
     spec = replace(spec, empty_sha256=_pinned(out, spec.empty, dump_array(stored.tokens)))
