@@ -18,6 +18,7 @@ from conf.encoders import PretrainedAutoencoderConfig, TextEncoderConfig
 from data.collate import caption_of, image_of
 from data.stream import open_dataset
 from training.autoencode import to_images
+from training.device import pick_device
 from training.encode import CAPTIONS_AT_ONCE
 from training.encoders import load_autoencoder
 from training.models.text import load_text_encoder
@@ -40,9 +41,10 @@ def ready(folder: Path, case: str, out: Path) -> Callable[[], int]:
     unique = sorted({one.tobytes(): one for one in ids}.values(), key=lambda one: one.shape[1])
     captions = [unique[i : i + CAPTIONS_AT_ONCE] for i in range(0, len(unique), CAPTIONS_AT_ONCE)]
 
+    cpu = pick_device()  # as the cache has it
+
     @torch.inference_mode()
     def run() -> int:
-        cpu = torch.device("cpu")
         for batch in batches:
             model.encode(to_images(batch, cpu).contiguous(memory_format=torch.channels_last))
         for part in captions:

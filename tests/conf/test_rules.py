@@ -122,6 +122,22 @@ def test_only_a_trained_autoencoder_makes_a_cache():
     assert "autoencoder.url=" in error.remedy
 
 
+@pytest.mark.parametrize("command", ["train", "sample", "evaluate", "verify"])
+def test_an_autoencoder_that_others_are_to_train_is_no_autoencoder_to_use(command):
+    more = {"audit": 1} if command == "verify" else {}
+    error = _refused(_with(command, autoencoder=KLAutoencoderConfig(), **more))
+    assert (error.setting, error.wrong) == ("autoencoder=kl", "has no weights")
+
+
+def test_what_cannot_be_cached_is_refused():
+    assert _refused(_with("cache", sizes=[256, 256])).setting == "sizes=[256, 256]"
+    ranks = {"rank": 1, "world_size": 8, "cluster__processes": 4}
+    assert _refused(_with("cache", **ranks)).setting == "cluster.processes=4"
+    assert _refused(_with("cache", encoding__captions=["a", "a"])).wrong == "names a field twice"
+    assert _refused(_with("cache", rank=1)).setting == "rank"
+    check(_with("cache", sizes=[256, 512]))
+
+
 @pytest.mark.parametrize("prompts", ["prompts.txt", ["a cat"], ["a cat", "a dog"]])
 def test_prompts_are_texts_or_a_url(prompts):
     assert check(_with("sample", prompts=prompts)) is None

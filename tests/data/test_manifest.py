@@ -167,3 +167,65 @@ def test_a_prefix_without_manifest_holds_no_dataset(url):
 def test_one_value_has_one_spelling():
     assert canonical_json({"b": 1, "a": [1.5, None, "é"]}) == '{"a":[1.5,null,"é"],"b":1}'.encode()
     assert sha256(b"abc").startswith("ba7816bf8f01cfea")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"scale": (1.0,)},
+        {"scale": (1.0, 0.0)},
+        {"scale": (1.0, float("inf"))},
+        {"shift": ()},
+        {"mean": (1.0,)},
+        {"posterior_std": (1.0,)},
+        {"std": (1.0, "2")},
+        {"scaling": "twice"},
+        {"stored": "draws"},
+        {"dtype": "float64"},
+        {"views": ()},
+        {"views": (1,)},
+        {"rms_error": None},
+        {"skipped": -1},
+    ],
+    ids=str,
+)
+def test_latents_whose_numbers_cannot_be_are_refused(change):
+    """With the right fingerprint, as whoever made them so would have it."""
+    manifest = replace(MANIFEST, latents=replace(LATENTS, **change))
+    with pytest.raises(UserError, match="is no manifest"):
+        parse_manifest(manifest.to_json(), "here")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"captions": 0},
+        {"models": 0},
+        {"padding": 1},
+        {"stored": "words"},
+        {"pooled_width": -1},
+        {"empty_sha256": 5},
+    ],
+    ids=str,
+)
+def test_texts_that_cannot_be_are_refused(change):
+    manifest = replace(MANIFEST, text=replace(TEXT, **change))
+    with pytest.raises(UserError, match="is no manifest"):
+        parse_manifest(manifest.to_json(), "here")
+
+
+@pytest.mark.parametrize(
+    "origins",
+    [
+        None,
+        [],
+        {"images": 5},
+        {"autoencoder": "a path"},
+        {"autoencoder": {"url": "x"}},
+        {"text_encoder": {"path": "x"}},
+    ],
+    ids=str,
+)
+def test_origins_that_lead_nowhere_are_refused(origins):
+    with pytest.raises(UserError, match="is no manifest"):
+        parse_manifest(_changed(origins=origins), "here")

@@ -70,7 +70,8 @@ def test_the_page_says_what_was_measured(findings: Findings) -> None:
 def test_a_run_that_was_not_evaluated_says_so(findings: Findings) -> None:
     bare = Findings(
         run=findings.run,
-        latents=findings.latents,
+        data=findings.data,
+        meaning=findings.meaning,
         stages=findings.stages,
         curves=findings.curves,
         samples=[],

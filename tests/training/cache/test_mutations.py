@@ -430,6 +430,21 @@ def test_training_goes_on_without_origins_that_are_gone_and_says_so(
         assert f"is not compared with what it was cached from, its {name} at " in said
 
 
+def test_notes_beside_a_text_encoder_change_nothing(stage: Stage) -> None:
+    for name in ("README.txt", "notes.json"):
+        (stage.bert / name).write_text("a note")
+    stage.train("train.samples=8")
+    assert checkpoint_of(stage.run).progress.samples_seen == 8
+
+
+def test_an_origin_that_the_manifest_does_not_name_is_said(
+    stage: Stage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit_json(stage.latents / NAME, lambda raw: raw["origins"].pop("autoencoder"))
+    stage.train("train.samples=8")
+    assert "does not say where its autoencoder was" in capsys.readouterr().out
+
+
 def _cut_checkpoint(stage: Stage) -> None:
     (file,) = stage.autoencoder.glob("checkpoints/*/ema.safetensors")
     flip_byte(file)

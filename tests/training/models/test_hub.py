@@ -3,7 +3,7 @@ from huggingface_hub import constants
 
 from conf.errors import UserError
 from tests.helpers.hub import COMMIT, serve_hub
-from training.models.hub import fetch
+from training.models.hub import commit_of, fetch
 
 SETTING = "autoencoder.path=hf://org/name"
 FILES = {
@@ -106,3 +106,15 @@ def test_a_failure_on_the_way_is_named_with_its_status(hub, monkeypatch):
 
     monkeypatch.setattr(hub, "answer", forbid)
     assert "was refused by the hub with status 403" in refused()
+
+
+@pytest.mark.parametrize("revision", [None, "main", "v1", COMMIT])
+def test_the_commit_of_what_was_fetched_is_known(hub, revision):
+    """A branch goes on, and what was made with its weights then has to be found again."""
+    get("vae", revision)
+    assert commit_of("hf://org/name", revision) == COMMIT
+
+
+def test_of_what_was_never_fetched_no_commit_is_known(hub):
+    assert commit_of("hf://org/name", "main") == "main"
+    assert commit_of("a/folder", None) is None
