@@ -75,7 +75,8 @@ def _locate(config: PretrainedAutoencoderConfig, setting: str) -> Path:
     if config.path.startswith(hub.SCHEME):
         ours = ("config.json", f"{STEM}.safetensors", f"{STEM}-*.safetensors", STEM + INDEX_SUFFIX)
         folder = hub.fetch(config.path, config.subfolder, config.revision, ours, setting)
-        if not any(folder.glob("*.safetensors")):
+        # Asked for by name: the hub's cache may hold more, fetched by others.
+        if not any((folder / f"{STEM}{end}").is_file() for end in (".safetensors", INDEX_SUFFIX)):
             ours = ("config.json", HALF)
             folder = hub.fetch(config.path, config.subfolder, config.revision, ours, setting)
         return folder

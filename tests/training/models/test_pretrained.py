@@ -12,7 +12,7 @@ from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 from huggingface_hub import constants
 
 from conf.compose import compose_config
-from conf.encoders import PretrainedAutoencoderConfig
+from conf.encoders import KLAutoencoderConfig, PretrainedAutoencoderConfig
 from conf.errors import UserError
 from tests.conf.minimum import minimum
 from tests.helpers import autoencoders
@@ -20,7 +20,7 @@ from tests.helpers.autoencoders import VARIANTS, compvis, in_checkpoint, old_nam
 from tests.helpers.hub import serve_hub
 from training.models.autoencoder_sizes import sizes_from_shapes
 from training.models.key_maps import Spelling
-from training.models.pretrained import load_pretrained_autoencoder
+from training.models.pretrained import fingerprint, load_pretrained_autoencoder
 
 FILE = "diffusion_pytorch_model.safetensors"
 IN_THE_OTHERS_CLOTHES = {"_class_name": "AutoencoderKL", "act_fn": "silu", "norm_num_groups": 8}
@@ -234,6 +234,23 @@ def test_the_fingerprint_shows_a_single_bit_a_name_and_the_groups(folder, theirs
     assert len(seen) == 4
 
 
+def test_the_fingerprint_is_of_names_and_shapes_too():
+    numbers, sizes = torch.arange(6.0), KLAutoencoderConfig()
+    seen = {
+        fingerprint(sizes, weights)
+        for weights in (
+            {"a": numbers, "b": numbers},
+            {"a": numbers, "c": numbers},
+            {"a": numbers, "b": numbers.reshape(2, 3)},
+            {"a": torch.cat([numbers, numbers])},
+        )
+    }
+    assert len(seen) == 4
+    laid_out = {"a": torch.ones(2, 3, 4, 4).to(memory_format=torch.channels_last)}
+    assert fingerprint(sizes, laid_out) == fingerprint(sizes, {"a": torch.ones(2, 3, 4, 4)})
+    assert fingerprint(sizes, {"b": numbers, "a": numbers}) in seen
+
+
 def test_the_rest_of_a_checkpoint_is_not_read(theirs, tmp_path, monkeypatch):
     read = []
     tensor_of = torch.Tensor.to
@@ -325,6 +342,8 @@ def test_the_hub(folder, tmp_path, monkeypatch, half):
     with monkeypatch.context() as patch:
         patch.setattr(constants, "HF_HUB_CACHE", str(tmp_path.parent / f"cache_{half}"))
         patch.setattr(constants, "HF_HUB_OFFLINE", True)
+        (snapshot,) = (tmp_path.parent / f"cache_{half}").glob("*/snapshots/*/vae")
+        (snapshot / "other.safetensors").write_bytes(b"fetched by somebody else")
         assert load("hf://org/name", "vae", "v1").fingerprint == whole
         assert "the hub cannot be reached" in refused("hf://org/other", subfolder="vae")
 
