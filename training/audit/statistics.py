@@ -15,7 +15,7 @@ from data.tar import CorruptShard
 from training.audit.material import Material
 from training.cache.assemble import StoredView
 from training.cache.statistics import SUMS, merged, shard_statistics
-from training.cache.write import scaling
+from training.meaning import scaling
 
 CLOSE = 1e-9  # other builds of NumPy may add in another order
 ANY_SIZE = 2**62  # a remote shard is read whole, not by a request a sample
