@@ -121,7 +121,7 @@ CASES = {
         "autoencoder data.url={0}/images out={0}/new train.samples=8 batch_size=8"
         " autoencoder.channel_mult=[1,1,1,1,1,1,1,1] autoencoder.channels=32",
         "data.url={0}/images:",
-        "a multiple of 128",
+        "multiples of 128",
     ),
     "no run": (
         "sample checkpoint={0}/empty prompts=[a] out={0}/new",
