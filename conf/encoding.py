@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from conf.enums import LatentDtype, LatentScale, LatentStore, Precision, TextStore
-from conf.groups import setting
+from conf.fields import setting
 
 
 @dataclass(kw_only=True, slots=True)

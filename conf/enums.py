@@ -32,6 +32,8 @@ class ScheduleKind(Enum):
     linear = "linear"
     scaled_linear = "scaled_linear"
     cosine = "cosine"
+    flow = "flow"
+    ve = "ve"
 
 
 class Prediction(Enum):
@@ -40,6 +42,25 @@ class Prediction(Enum):
     epsilon = "epsilon"
     x0 = "x0"
     velocity = "velocity"
+    flow = "flow"
+
+
+class Weighting(Enum):
+    """How a denoiser's error counts at each noise."""
+
+    uniform = "uniform"
+    min_snr = "min_snr"
+    soft_min_snr = "soft_min_snr"
+    p2 = "p2"
+    edm = "edm"
+    sigmoid = "sigmoid"
+
+
+class TimestepDraw(Enum):
+    """How times are drawn in training."""
+
+    uniform = "uniform"
+    logit_normal = "logit_normal"
 
 
 class SamplerKind(Enum):
@@ -56,6 +77,7 @@ class EngineKind(Enum):
     ddp = "ddp"
     zero1 = "zero1"
     zero2 = "zero2"
+    zero3 = "zero3"
 
 
 class Precision(Enum):
@@ -63,6 +85,14 @@ class Precision(Enum):
 
     fp32 = "fp32"
     bf16 = "bf16"
+    fp16 = "fp16"
+
+
+class OnNonfinite(Enum):
+    """What a loss that is not finite leads to."""
+
+    stop = "stop"
+    skip = "skip"
 
 
 class Decay(Enum):

@@ -3,42 +3,10 @@
 Groups with several choices have a base class and a subclass a choice, told apart by `kind`. Imports no torch.
 """
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
-from conf.enums import (
-    Decay,
-    EngineKind,
-    Precision,
-    Prediction,
-    SamplerKind,
-    ScheduleKind,
-    Split,
-    TrackingKind,
-)
-
-
-def setting(
-    doc: str, default: Any = "???", low: float | None = None, high: float | None = None
-) -> Any:
-    """A field with its meaning, for `--help`, and the bounds of a number or of each number in a list.
-
-    `???` is OmegaConf's mark for a value that the user must give.
-    """
-    metadata = {"doc": doc, "low": low, "high": high}
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
-
-
-def group(config: type, doc: str) -> Any:
-    """A nested group of settings, with its defaults."""
-    return field(default_factory=config, metadata={"doc": doc})
-
-
-def group_or_none(doc: str) -> Any:
-    """A nested group of settings that is absent until a choice is given."""
-    return field(default=None, metadata={"doc": doc})
+from conf.enums import Split, TrackingKind
+from conf.fields import setting
 
 
 @dataclass(kw_only=True, slots=True)
@@ -165,73 +133,18 @@ class UNetConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class DiffusionConfig:
-    """The forward process and what the denoiser predicts."""
-
-    schedule: ScheduleKind = setting("noise schedule", ScheduleKind.scaled_linear)
-    num_timesteps: int = setting("timesteps of the discrete process", 1000, low=1)
-    beta_start: float = setting("first beta of the linear schedules", 0.00085, low=1e-09, high=1)
-    beta_end: float = setting("last beta of the linear schedules", 0.012, low=1e-09, high=1)
-    prediction: Prediction = setting("what the denoiser predicts", Prediction.epsilon)
-    caption_dropout: float = setting(
-        "share of captions replaced by the empty one in training", 0.1, low=0, high=1
-    )
-
-
-@dataclass(kw_only=True, slots=True)
-class SamplerConfig:
-    """From noise to latents."""
-
-    kind: SamplerKind = setting("ddim or ddpm", SamplerKind.ddim)
-    steps: int = setting("denoiser evaluations", 50, low=1)
-    guidance_scale: float = setting("classifier-free guidance; 1 is none", 7.5, low=0)
-    eta: float = setting("DDIM's noise: 0 is deterministic, 1 is DDPM's", 0.0, low=0, high=1)
-
-
-@dataclass(kw_only=True, slots=True)
-class OptimizerConfig:
-    """AdamW with a learning rate that is a function of the samples seen."""
-
-    lr: float = setting("peak learning rate", 1e-4, low=1e-12)
-    betas: list[float] = setting(
-        "decay of the first and second moments", [0.9, 0.999], low=0, high=0.999999
-    )
-    eps: float = setting("added to the denominator", 1e-8, low=0)
-    weight_decay: float = setting("decoupled weight decay", 0.01, low=0)
-    warmup_samples: int = setting(
-        "samples over which the learning rate rises from 0", 10_000, low=0
-    )
-    decay: Decay = setting("what follows the warm-up", Decay.constant)
-    clip_norm: float = setting(
-        "gradients are scaled down to this global norm; 0 is off", 1.0, low=0
-    )
-
-
-@dataclass(kw_only=True, slots=True)
-class EngineConfig:
-    """How training is spread over ranks."""
-
-    kind: EngineKind = setting("single, ddp, or DeepSpeed's zero1 and zero2", EngineKind.single)
-    precision: Precision = setting(
-        "bf16 autocasts the forward pass; weights and optimizer stay fp32", Precision.bf16
-    )
-
-
-@dataclass(kw_only=True, slots=True)
 class ClusterConfig:
     """Where the command runs."""
 
     kind: str = setting("local: processes on this machine", "local")
     processes: int = setting("ranks to start", 1, low=1)
     port: int = setting("port of the rendezvous; 0 takes a free one", 0, low=0, high=65535)
-
-
-@dataclass(kw_only=True, slots=True)
-class CheckpointConfig:
-    """When the state of a run is kept."""
-
-    every_samples: int = setting("samples between checkpoints", 100_000, low=1)
-    keep_last: int = setting("checkpoints kept; older ones are removed", 2, low=1)
+    minutes: float | None = setting(
+        "training saves a checkpoint and stops with exit code 75 before it has run so long; null is "
+        "no limit",
+        None,
+        low=0.05,
+    )
 
 
 @dataclass(kw_only=True, slots=True)
@@ -325,19 +238,4 @@ class TrainDataConfig(ImageDataConfig):
     )
     statistics_samples: int = setting(
         "with images, of how many samples at most the latents' scale is measured", 4096, low=1
-    )
-
-
-@dataclass(kw_only=True, slots=True)
-class TrainingConfig:
-    """How long and from what seed."""
-
-    samples: int = setting("samples to train on, counted over all ranks and epochs", low=1)
-    seed: int = setting(
-        "seed of weights, noise, timesteps and caption dropout", 0, low=0, high=4611686018427387904
-    )
-    ema_half_life: int = setting(
-        "half-life of the averaged weights in samples; at most a tenth of the samples seen so far",
-        500_000,
-        low=1,
     )

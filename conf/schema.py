@@ -6,6 +6,7 @@ YAML files hold values only; a key that is not here is refused when the configur
 from dataclasses import dataclass
 from typing import Any
 
+from conf.diffusion import DiffusionConfig, SamplerConfig
 from conf.encoders import (
     AutoencoderConfig,
     KLAutoencoderConfig,
@@ -15,31 +16,31 @@ from conf.encoders import (
 )
 from conf.encoding import EncodingConfig
 from conf.enums import Crop, DemoRecipe, ImageFormat
+from conf.fields import group, group_or_none, setting
 from conf.groups import (
     BucketsConfig,
-    CheckpointConfig,
     ClusterConfig,
     DatasetConfig,
-    DiffusionConfig,
-    EngineConfig,
     FilterConfig,
     FolderSource,
     ImageDataConfig,
     MetricsConfig,
     OpenMojiSource,
-    OptimizerConfig,
     ReadingConfig,
-    SamplerConfig,
     SourceConfig,
     TableSource,
     TrackingConfig,
     TrainDataConfig,
-    TrainingConfig,
     UNetConfig,
     WebDatasetSource,
-    group,
-    group_or_none,
-    setting,
+)
+from conf.training import (
+    CheckpointConfig,
+    EngineConfig,
+    GuardsConfig,
+    OptimizerConfig,
+    TrainingConfig,
+    ValidationConfig,
 )
 
 
@@ -113,6 +114,7 @@ class AutoencoderCommand:
     engine: EngineConfig = group(EngineConfig, "ranks and precision")
     cluster: ClusterConfig = group(ClusterConfig, "where it runs")
     checkpoint: CheckpointConfig = group(CheckpointConfig, "when state is kept")
+    guards: GuardsConfig = group(GuardsConfig, "what is checked and watched")
     tracking: MetricsConfig = group(MetricsConfig, "the record")
 
 
@@ -188,6 +190,8 @@ class TrainCommand:
     engine: EngineConfig = group(EngineConfig, "ranks and precision")
     cluster: ClusterConfig = group(ClusterConfig, "where it runs")
     checkpoint: CheckpointConfig = group(CheckpointConfig, "when state is kept")
+    guards: GuardsConfig = group(GuardsConfig, "what is checked and watched")
+    validation: ValidationConfig = group(ValidationConfig, "what is measured on the way")
     tracking: MetricsConfig = group(MetricsConfig, "the record")
 
 

@@ -8,10 +8,11 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+from conf.diffusion import DiffusionConfig
 from conf.encoders import AutoencoderConfig, TextEncoderConfig
 from conf.enums import Precision
 from conf.errors import UserError
-from conf.groups import DiffusionConfig, UNetConfig
+from conf.groups import UNetConfig
 from conf.schema import TrainCommand
 from data.corpus import open_corpus
 from data.manifest import load_manifest

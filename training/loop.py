@@ -42,7 +42,16 @@ CONFIG = "config.yaml"
 # Weights, average and two moments, in float32.
 BYTES_PER_PARAMETER = 16
 # What a resumed run may change: where and how fast it runs, how long, and what is kept of it.
-FREE_SETTINGS = ("out", "cluster", "checkpoint", "tracking", "micro_batch_size", "engine")
+FREE_SETTINGS = (
+    "out",
+    "cluster",
+    "checkpoint",
+    "tracking",
+    "micro_batch_size",
+    "engine",
+    "guards",
+    "validation",
+)
 
 TrainingConfigs = AutoencoderCommand | TrainCommand
 

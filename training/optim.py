@@ -3,7 +3,7 @@
 import math
 
 from conf.enums import Decay
-from conf.groups import OptimizerConfig
+from conf.training import OptimizerConfig
 
 
 def learning_rate(config: OptimizerConfig, samples_seen: int, total_samples: int) -> float:

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from conf.groups import DiffusionConfig
+from conf.diffusion import DiffusionConfig
 from data.sample import LatentBatch
 from data.spec import LatentSpec
 from training.diffusion.loss import diffusion_loss

@@ -8,8 +8,10 @@ import yaml
 from conf import enums, groups, schema
 from conf.compose import config_dict
 from conf.enums import EngineKind
-from conf.groups import DataConfig, EngineConfig, setting
+from conf.fields import setting
+from conf.groups import DataConfig
 from conf.schema import CHOICES, COMMANDS, TrainCommand
+from conf.training import EngineConfig
 
 CLASSES = {
     thing

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from conf.enums import EngineKind, Precision
-from conf.groups import OptimizerConfig
+from conf.training import OptimizerConfig
 from tests.helpers.ranks import run_ranks
 from training.engine.strategy import build_engine
 

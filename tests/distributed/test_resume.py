@@ -8,7 +8,8 @@ import pytest
 import torch.distributed as dist
 
 from conf.enums import EngineKind, Precision
-from conf.groups import OptimizerConfig, UNetConfig
+from conf.groups import UNetConfig
+from conf.training import OptimizerConfig
 from data.storage import open_prefix
 from data.stream import open_dataset
 from tests.helpers.engines import forget_engine, train_in_turn

@@ -10,7 +10,7 @@ from torch import nn
 
 from conf.enums import EngineKind, Precision
 from conf.errors import UserError
-from conf.groups import OptimizerConfig
+from conf.training import OptimizerConfig
 from tests.helpers.engines import forget_engine
 from tests.helpers.ranks import run_ranks
 from training.engine.strategy import Engine, build_engine, flat_partitions

@@ -1,7 +1,7 @@
 import pytest
 
 from conf.enums import Decay
-from conf.groups import OptimizerConfig
+from conf.training import OptimizerConfig
 from training.optim import learning_rate
 
 

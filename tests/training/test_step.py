@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from conf.groups import DiffusionConfig
+from conf.diffusion import DiffusionConfig
 from data.sample import LatentBatch
 from data.spec import LatentSpec
 from training.diffusion.schedule import build_schedule

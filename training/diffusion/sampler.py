@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from conf.diffusion import SamplerConfig
 from conf.enums import Prediction, SamplerKind
 from conf.errors import UserError
-from conf.groups import SamplerConfig
 from training.diffusion.guidance import guided
 from training.diffusion.prediction import Denoiser, to_x0_and_epsilon
 from training.diffusion.schedule import Schedule

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from conf.diffusion import DiffusionConfig
 from conf.enums import ScheduleKind
 from conf.errors import UserError
-from conf.groups import DiffusionConfig
 
 COSINE_OFFSET = 0.008  # s of Nichol & Dhariwal 2021, Sec. 3.2: keeps the first betas from vanishing
 COSINE_BETA_MAX = 0.999  # same section: keeps alpha above 0 at the last timestep

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from conf.enums import EngineKind, Precision
 from conf.errors import UserError
-from conf.groups import OptimizerConfig
+from conf.training import OptimizerConfig
 from training.device import autocast_forward
 from training.engine.accelerator import build_accelerator, leave_process_group
 from training.engine.world import World, current_world

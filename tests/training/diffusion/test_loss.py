@@ -1,8 +1,8 @@
 import pytest
 import torch
 
+from conf.diffusion import DiffusionConfig
 from conf.enums import Prediction
-from conf.groups import DiffusionConfig
 from tests.training.diffusion.gaussian import Gaussian
 from training.diffusion.loss import diffusion_loss
 from training.diffusion.schedule import add_noise, build_schedule

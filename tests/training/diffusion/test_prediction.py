@@ -4,8 +4,8 @@ from diffusers import DDPMScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conf.diffusion import DiffusionConfig
 from conf.enums import Prediction, ScheduleKind
-from conf.groups import DiffusionConfig
 from training.diffusion.prediction import to_x0_and_epsilon, training_target
 from training.diffusion.schedule import Schedule, add_noise, build_schedule
 

@@ -6,9 +6,9 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conf.diffusion import DiffusionConfig, SamplerConfig
 from conf.enums import Prediction, SamplerKind, ScheduleKind
 from conf.errors import UserError
-from conf.groups import DiffusionConfig, SamplerConfig
 from tests.training.diffusion.gaussian import Gaussian
 from training.diffusion.sampler import ddim_sample, ddpm_sample, sample, trailing_timesteps
 from training.diffusion.schedule import build_schedule

@@ -6,9 +6,9 @@ from diffusers import DDPMScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conf.diffusion import DiffusionConfig
 from conf.enums import ScheduleKind
 from conf.errors import UserError
-from conf.groups import DiffusionConfig
 from training.diffusion.schedule import add_noise, build_schedule
 
 KINDS = list(ScheduleKind)

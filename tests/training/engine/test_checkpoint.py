@@ -10,7 +10,7 @@ from torch import nn
 
 from conf.enums import EngineKind, Precision
 from conf.errors import RunError, UserError
-from conf.groups import OptimizerConfig
+from conf.training import OptimizerConfig
 from data.storage import Prefix, open_prefix
 from tests.helpers.engines import forget_engine
 from tests.helpers.latents import adam_moments, assert_equal

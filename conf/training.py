@@ -1,0 +1,144 @@
+"""The settings of training: optimizer, engine, what is kept, what is watched. Imports no torch."""
+
+from dataclasses import dataclass
+
+from conf.diffusion import SamplerConfig
+from conf.enums import Decay, EngineKind, OnNonfinite, Precision
+from conf.fields import group, setting
+
+
+@dataclass(kw_only=True, slots=True)
+class OptimizerConfig:
+    """AdamW with a learning rate that is a function of the samples seen."""
+
+    lr: float = setting("peak learning rate", 1e-4, low=1e-12)
+    betas: list[float] = setting(
+        "decay of the first and second moments", [0.9, 0.999], low=0, high=0.999999
+    )
+    eps: float = setting("added to the denominator", 1e-8, low=0)
+    weight_decay: float = setting("decoupled weight decay", 0.01, low=0)
+    warmup_samples: int = setting(
+        "samples over which the learning rate rises from 0", 10_000, low=0
+    )
+    decay: Decay = setting("what follows the warm-up", Decay.constant)
+    clip_norm: float = setting(
+        "gradients are scaled down to this global norm; 0 is off", 1.0, low=0
+    )
+
+
+@dataclass(kw_only=True, slots=True)
+class EngineConfig:
+    """How training is spread over ranks."""
+
+    kind: EngineKind = setting(
+        "single, ddp, or DeepSpeed's zero1 (optimizer state in shares), zero2 (gradients too) and "
+        "zero3 (weights too)",
+        EngineKind.single,
+    )
+    precision: Precision = setting(
+        "bf16 autocasts the forward pass, fp16 too, and scales the loss; weights and optimizer stay "
+        "fp32",
+        Precision.bf16,
+    )
+    offload_optimizer: bool = setting(
+        "keep the optimizer's state in the machine's memory, and step there; zero1, 2 and 3", False
+    )
+    offload_parameters: bool = setting(
+        "keep the weights in the machine's memory between their uses; zero3", False
+    )
+    recompute: bool = setting(
+        "keep only what goes into each block, and compute its inside again on the way back: less "
+        "memory, a third more work",
+        False,
+    )
+    compile: bool = setting(
+        "have torch.compile make kernels of the model: minutes at the start; for GPUs", False
+    )
+    channels_last: bool = setting("keep images with their channels innermost", True)
+
+
+@dataclass(kw_only=True, slots=True)
+class CheckpointConfig:
+    """When the state of a run is kept, and for how long."""
+
+    every_samples: int = setting("samples between checkpoints", 100_000, low=1)
+    keep_last: int = setting("newest checkpoints kept; older ones are removed", 2, low=1)
+    keep_every_samples: int | None = setting(
+        "also keep, for good, the first checkpoint after every so many samples; null keeps none",
+        None,
+        low=1,
+    )
+
+
+@dataclass(kw_only=True, slots=True)
+class GuardsConfig:
+    """What is checked before the first step and watched while training goes on."""
+
+    dry_batch: bool = setting(
+        "before step 1, try a batch on every rank: sizes, finite loss, memory, noise and samples of "
+        "its own",
+        True,
+    )
+    free_memory_share: float = setting(
+        "share of a device's memory that the dry batch has to leave free", 0.02, low=0, high=1
+    )
+    digest_every_samples: int = setting(
+        "samples between two comparisons of the weights that ranks hold in common; 0 is never",
+        100_000,
+        low=0,
+    )
+    hang_seconds: float = setting(
+        "a rank that makes no progress for so long is named with its stack, and the job ends; 0 is "
+        "never",
+        600.0,
+        low=0,
+    )
+    nonfinite: OnNonfinite = setting(
+        "what a loss or gradient that is not finite leads to, before the weights change: stop, or "
+        "skip the batch",
+        OnNonfinite.stop,
+    )
+    max_skipped: int = setting("with skip, most batches skipped in a run", 10, low=0)
+    spike_deviations: float = setting(
+        "a loss so many standard deviations above its running mean is reported; 0 is never",
+        6.0,
+        low=0,
+    )
+
+
+@dataclass(kw_only=True, slots=True)
+class ValidationConfig:
+    """What is measured and shown with the averaged weights while training goes on."""
+
+    url: str | None = setting(
+        "URL of a held-out dataset of the kind that is trained on; null measures nothing", None
+    )
+    samples: int = setting("samples of it that are measured", 1024, low=1)
+    every_samples: int = setting("samples of training between two measurements", 100_000, low=1)
+    bins: int = setting("equal parts of the times, each with a loss of its own", 10, low=1)
+    seed: int = setting(
+        "seed of its noise, the same every time", 0, low=0, high=4611686018427387904
+    )
+    prompts: list[str] = setting("captions of which sample grids are made; none makes none", [])
+    grid_every_samples: int = setting("samples of training between two grids", 100_000, low=1)
+    sampler: SamplerConfig = group(SamplerConfig, "how grids are sampled")
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainingConfig:
+    """How long and from what seed."""
+
+    samples: int = setting("samples to train on, counted over all ranks and epochs", low=1)
+    seed: int = setting(
+        "seed of weights, noise, timesteps and caption dropout", 0, low=0, high=4611686018427387904
+    )
+    ema_half_life: int = setting(
+        "half-life of the averaged weights in samples; at most a tenth of the samples seen so far",
+        500_000,
+        low=1,
+    )
+    start_from: str | None = setting(
+        "URL of an `ldm train` run whose averaged weights this one starts with, at another "
+        "resolution for example; null is fresh weights",
+        None,
+    )
