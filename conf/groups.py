@@ -125,6 +125,12 @@ class UNetConfig:
     )
     transformer_depth: int = setting("transformer blocks after each residual block", 1, low=1)
     head_channels: int = setting("channels of one attention head", 64, low=1)
+    heads: int | None = setting(
+        "attention heads, the same number at every level, as Stable Diffusion 1 has them; null is by "
+        "head_channels",
+        None,
+        low=1,
+    )
     norm_groups: int = setting("groups of every GroupNorm", 32, low=1)
     dropout: float = setting("dropout in the residual blocks", 0.0, low=0, high=0.99)
     pooled_text: bool = setting(

@@ -181,6 +181,11 @@ class TrainCommand:
     encoding: EncodingConfig = group(EncodingConfig, "what is kept of images, if they are encoded")
     unet: UNetConfig = group(UNetConfig, "the denoiser")
     diffusion: DiffusionConfig = group(DiffusionConfig, "the forward process")
+    start_from: str | None = setting(
+        "URL of an `ldm train` run whose averaged weights this one starts with, such as one of a "
+        "lower resolution; null is fresh weights",
+        None,
+    )
     train: TrainingConfig = group(TrainingConfig, "length and seed")
     batch_size: int = setting("samples of one optimizer step, over all ranks", 256, low=1)
     micro_batch_size: int | None = setting(

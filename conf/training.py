@@ -137,8 +137,3 @@ class TrainingConfig:
         500_000,
         low=1,
     )
-    start_from: str | None = setting(
-        "URL of an `ldm train` run whose averaged weights this one starts with, at another "
-        "resolution for example; null is fresh weights",
-        None,
-    )

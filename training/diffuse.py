@@ -47,6 +47,7 @@ def train_denoiser(config: TrainCommand) -> None:
     torch.manual_seed(config.train.seed)
     check_halvings(config.unet, spec, data.buckets)
     model = build_unet(config.unet, feed.meaning)
+    start = {} if config.start_from is None else start_with(model, config.start_from)
 
     def losses(wrapped: nn.Module, batch: Any, device: torch.device) -> Mapping[str, Tensor]:
         return latent_losses(
@@ -62,12 +63,41 @@ def train_denoiser(config: TrainCommand) -> None:
         )
 
     schedule = build_schedule(config.diffusion)
-    # What encoded the latents is known by its fingerprint, wherever it lies.
-    free: tuple[str, ...] = ("autoencoder", "text_encoder")
+    # What encoded the latents, and what the run starts with, are known by their fingerprints.
+    free: tuple[str, ...] = ("autoencoder", "text_encoder", "start_from")
     files = {MEANING: meaning_json(feed.meaning)}
     if kind == "latents":  # which say all that themselves
         free, files = (*free, "encoding"), {}
-    train(config, Task("train", model, data, feed.collate, losses, feed.identity, free, files))
+    identity = {**feed.identity, **start}
+    train(config, Task("train", model, data, feed.collate, losses, identity, free, files))
+
+
+def start_with(model: UNet, url: str) -> dict[str, str]:
+    """Give a fresh UNet the averaged weights of another run.
+
+    Args:
+        model: On the CPU, as every rank has built it.
+        url: The `ldm train` run; it may have been trained at another resolution.
+
+    Returns:
+        What tells these weights from others, for the new run's identity.
+
+    Raises:
+        UserError: There is no such run, or its UNet has other sizes.
+    """
+    out = open_prefix(url, "start_from")
+    read_run(out, "train")
+    checkpoint = require_checkpoint(out)
+    try:
+        model.load_state_dict(checkpoint.tensors(EMA))
+    except RuntimeError as error:
+        first = str(error).splitlines()[1].strip().rstrip(".")
+        raise UserError(
+            f"start_from={url}",
+            f"is of a UNet of other sizes ({first})",
+            "give the unet settings that it was trained with, and latents and captions alike",
+        ) from None
+    return {"start": checkpoint.files[EMA]["sha256"]}
 
 
 def build_unet(config: UNetConfig, meaning: Meaning) -> UNet:

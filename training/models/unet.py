@@ -45,8 +45,14 @@ def check_config(config: UNetConfig) -> None:
             raise ValueError(f"{where}not a multiple of unet.norm_groups={config.norm_groups}")
         # The middle block, at the last level's width, attends in any case.
         attends = level in config.attention_levels or level == levels - 1
-        if attends and channels % config.head_channels:
-            raise ValueError(f"{where}not a multiple of unet.head_channels={config.head_channels}")
+        name = "head_channels" if config.heads is None else "heads"
+        if attends and channels % (divisor := getattr(config, name)):
+            raise ValueError(f"{where}not a multiple of unet.{name}={divisor}")
+
+
+def head_channels(config: UNetConfig, channels: int) -> int:
+    """Channels of one attention head at a level of so many."""
+    return config.head_channels if config.heads is None else channels // config.heads
 
 
 class Stage(nn.Module):
@@ -68,7 +74,7 @@ class Stage(nn.Module):
             self.transformer = SpatialTransformer(
                 channels_out,
                 context_width,
-                config.head_channels,
+                head_channels(config, channels_out),
                 config.transformer_depth,
                 config.norm_groups,
             )

@@ -49,7 +49,7 @@ def diffusers_twin(sizes: UNetConfig) -> UNet2DConditionModel:
         norm_num_groups=sizes.norm_groups,
         cross_attention_dim=CONTEXT_WIDTH,
         # diffusers' name for the number of heads
-        attention_head_dim=[width // sizes.head_channels for width in widths],
+        attention_head_dim=sizes.heads or [width // sizes.head_channels for width in widths],
         transformer_layers_per_block=sizes.transformer_depth,
         use_linear_projection=True,
     )
@@ -61,6 +61,7 @@ def diffusers_twin(sizes: UNetConfig) -> UNet2DConditionModel:
     [
         {},
         {"channel_mult": [1, 2], "res_blocks": 1, "attention_levels": [0], "transformer_depth": 2},
+        {"heads": 4},
     ],
 )
 def test_equals_diffusers(changes, masked):
@@ -181,6 +182,7 @@ def test_bf16_weights_and_autocast():
     ("changes", "named"),
     [
         ({"channels": 20}, "unet.channels=20: level 0 has 20 channels.*unet.norm_groups=8"),
+        ({"heads": 3}, "level 1 has 32 channels.*unet.heads=3"),
         ({"head_channels": 12}, "level 1 has 32 channels.*unet.head_channels=12"),
         ({"attention_levels": [], "head_channels": 12}, "level 2 .*unet.head_channels=12"),
         ({"attention_levels": [3]}, r"unet.attention_levels=\[3\].*levels, 0 to 2"),

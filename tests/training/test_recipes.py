@@ -1,0 +1,74 @@
+"""Every recipe trains: a step of each, its UNet made small."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from conf.compose import compose_config, group_choices
+from conf.errors import UserError
+from data.storage import open_prefix
+from tests.helpers.latents import SMALL_UNET, checkpoint_of, train_small, write_latents
+from training.diffuse import train_denoiser
+from training.engine.checkpoint import EMA, MODEL
+from training.track import read_metrics
+
+RECIPES = [name for name in group_choices("experiment") if not name.endswith("_autoencoder")]
+TINY = (
+    "unet.channels=16",
+    "unet.norm_groups=4",
+    "unet.res_blocks=1",
+    "unet.head_channels=8",
+    "engine=single",
+    "engine.precision=fp32",
+    "tracking.kind=off",
+    "tracking.log_every_samples=4",
+    "checkpoint.every_samples=8",
+    "batch_size=4",
+    "train.samples=8",
+)
+
+
+@pytest.fixture(scope="module")
+def latents(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset of 16 latents."""
+    folder = tmp_path_factory.mktemp("latents")
+    write_latents(folder, [16])
+    return folder
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_takes_a_step(name: str, latents: Path, tmp_path: Path) -> None:
+    given = [f"experiment={name}", f"data.url={latents}", f"out={tmp_path / 'run'}", *TINY]
+    train_denoiser(compose_config("train", given))
+    lines = read_metrics(open_prefix(str(tmp_path / "run"), "out"))
+    assert [line["samples_seen"] for line in lines] == [4, 8]
+    assert all(0 < line["loss"] < 100 for line in lines)
+
+
+def test_a_run_starts_with_the_averaged_weights_of_another(latents: Path, tmp_path: Path) -> None:
+    train_small(latents, tmp_path / "first")
+    from_first = ("optimizer.lr=1e-12", f"start_from={tmp_path / 'first'}")
+    train_small(latents, tmp_path / "second", *from_first)
+    averages = checkpoint_of(tmp_path / "first").tensors(EMA)
+    for name, weights in checkpoint_of(tmp_path / "second").tensors(MODEL).items():
+        torch.testing.assert_close(weights, averages[name], rtol=0, atol=1e-9)
+    # The same command goes on; with other weights to start from it is another run.
+    train_small(latents, tmp_path / "second", *from_first)
+    train_small(latents, tmp_path / "first", "train.samples=32")
+    with pytest.raises(UserError, match="out="):
+        train_small(latents, tmp_path / "second", *from_first)
+
+
+def test_a_run_of_another_unet_cannot_be_started_from(latents: Path, tmp_path: Path) -> None:
+    train_small(latents, tmp_path / "first")
+    sizes = [setting for setting in SMALL_UNET if "channel_mult" not in setting]
+    with pytest.raises(UserError, match=r"start_from=.*of a UNet of other sizes \(\w"):
+        train_small(
+            latents,
+            tmp_path / "second",
+            *sizes,
+            "unet.channel_mult=[1,1]",
+            f"start_from={tmp_path / 'first'}",
+        )
+    assert not (tmp_path / "second" / "config.yaml").exists()
