@@ -1,10 +1,12 @@
-"""Training on CPUs: the UNet's step beside diffusers', and what averaged weights cost.
+"""Training on CPUs: the UNet's step, the loop around it, the engines, and averaged weights.
 
     python -m benchmarks.train                      # everything, ten minutes on two cores
     python -m benchmarks.train step                 # some of it
     python -m benchmarks.train --repeats 5 --keep   # also into docs/results.md
 
-Sections: step (forward, backward, clipping and AdamW of one UNet in two libraries), ema.
+Sections: step (forward, backward, clipping and AdamW of one UNet in two libraries), loop (`ldm
+train` beside a loop that has its batch already), engines (of two ranks, Accelerate with DeepSpeed
+as it comes beside them), ema.
 """
 
 import argparse
@@ -44,6 +46,43 @@ def step(folder: Path, repeats: int) -> str:
     return table(title, ["", *UNETS, "ahead"], rows)
 
 
+def loop(folder: Path, repeats: int) -> str:
+    """Milliseconds of a step of a bare loop and of `ldm train`, one process of two threads."""
+    names = {"bare": "a bare loop", "single": "`ldm train`"}
+    seconds: dict[str, list[float]] = {kind: [] for kind in names}
+    for _ in range(repeats):
+        for kind, values in seconds.items():
+            values.append(_program(folder, "loop", OURS, kind, str(folder))["seconds"])
+            print(f"{names[kind]}: {values[-1] * 1e3:.1f} ms", flush=True)
+    bare, ours = (median(values) for values in seconds.values())
+    rows = [[names[kind], spread([1e3 * x for x in xs], 1)] for kind, xs in seconds.items()]
+    rows.append(["more", f"{ours / bare - 1:.1%}"])
+    return table("Milliseconds of a step, batch 16, float32", ["", "ms"], rows)
+
+
+def engines(folder: Path, repeats: int) -> str:
+    """Milliseconds of a step on two ranks of one thread each."""
+    kinds = ("ddp", "zero1", "zero2", "deepspeed")
+    seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
+    for _ in range(repeats):
+        for kind, values in seconds.items():
+            values.append(_program(folder, "loop", OURS, kind, str(folder), ranks=2)["seconds"])
+            print(f"{kind}: {values[-1] * 1e3:.1f} ms", flush=True)
+    names = {"deepspeed": "Accelerate and DeepSpeed by hand, stage 2, batch in memory"}
+    ddp = median(seconds["ddp"])
+    rows = [
+        [
+            names.get(kind, f"`ldm train`, {kind}"),
+            spread([1e3 * x for x in xs], 1),
+            f"{median(xs) / ddp:.2f}x",
+        ]
+        for kind, xs in seconds.items()
+    ]
+    return table(
+        "Milliseconds of a step, two ranks, batch 16 over both", ["", "ms", "of ddp's"], rows
+    )
+
+
 def ema(folder: Path, repeats: int) -> str:
     """Milliseconds of an update of the averages."""
     runs = [_program(folder, "ema", DIFFUSERS) for _ in range(repeats)]
@@ -61,13 +100,14 @@ def ema(folder: Path, repeats: int) -> str:
 
 
 def _program(
-    folder: Path, module: str, environment: Environment, *arguments: str
+    folder: Path, module: str, environment: Environment, *arguments: str, ranks: int = 1
 ) -> dict[str, Any]:
-    command = [python_of(environment, folder), "-m", f"benchmarks.trainers.{module}", *arguments]
+    python, program = python_of(environment, folder), f"benchmarks.trainers.{module}"
+    launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m"]
     done = subprocess.run(
-        command,
+        [python, "-m", *(launcher if ranks > 1 else []), program, *arguments],
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "2"},
+        env={**os.environ, "OMP_NUM_THREADS": str(2 // ranks)},
         capture_output=True,
         text=True,
         check=False,
@@ -78,7 +118,12 @@ def _program(
     return result
 
 
-SECTIONS: dict[str, Callable[[Path, int], str]] = {"step": step, "ema": ema}
+SECTIONS: dict[str, Callable[[Path, int], str]] = {
+    "step": step,
+    "loop": loop,
+    "engines": engines,
+    "ema": ema,
+}
 
 
 def main() -> None:

@@ -49,11 +49,6 @@ class DiffusionConfig:
         "what the denoiser predicts: epsilon, x0, velocity or flow (noise less latents)",
         Prediction.epsilon,
     )
-    learned_variance: bool = setting(
-        "have the denoiser predict variances too, trained by the hybrid loss; discrete schedules",
-        False,
-    )
-    vlb_weight: float = setting("weight of the variational bound in the hybrid loss", 0.001, low=0)
     weighting: Weighting = setting("how errors count by their noise", Weighting.uniform)
     snr_gamma: float = setting("gamma of weighting=min_snr and soft_min_snr", 5.0, low=1e-9)
     p2_gamma: float = setting("gamma of weighting=p2", 1.0, low=0)

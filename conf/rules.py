@@ -5,9 +5,10 @@ import re
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+from conf.diffusion import DiffusionConfig
 from conf.encoders import AutoencoderConfig, KLAutoencoderConfig
 from conf.encoding import EncodingConfig
-from conf.enums import Crop, EngineKind, ImageFormat
+from conf.enums import Crop, EngineKind, ImageFormat, Prediction, ScheduleKind
 from conf.errors import UserError
 from conf.groups import DataConfig, TableSource, WebDatasetSource
 from conf.schema import (
@@ -55,6 +56,7 @@ def check(config: Any) -> None:
             _cache(config)
         case TrainCommand():
             _training(config)
+            _diffusion(config.diffusion)
             _captions(config.encoding)
             _weights(config.autoencoder)
         case SampleCommand():
@@ -118,6 +120,30 @@ def _training(config: AutoencoderCommand | TrainCommand) -> None:
     if config.cluster.kind != "local":
         raise UserError(f"cluster={config.cluster.kind}", "is not known", "choose cluster=local")
     micro_batch(config.batch_size, config.micro_batch_size, config.cluster.processes)
+
+
+def _diffusion(config: DiffusionConfig) -> None:
+    ends_without_signal = config.zero_terminal_snr or config.schedule is ScheduleKind.flow
+    if ends_without_signal and config.prediction is Prediction.epsilon:
+        cause = "zero_terminal_snr=true" if config.zero_terminal_snr else "schedule=flow"
+        raise UserError(
+            "diffusion.prediction=epsilon",
+            f"says nothing where there is noise alone, as at the end with diffusion.{cause}",
+            "choose diffusion.prediction=velocity, flow or x0",
+        )
+    always = (ScheduleKind.flow, ScheduleKind.ve)
+    if config.zero_terminal_snr and (config.continuous or config.schedule in always):
+        raise UserError(
+            "diffusion.zero_terminal_snr=true",
+            "is for discrete schedules",
+            "leave it out, or choose diffusion.schedule=linear, scaled_linear or cosine",
+        )
+    if config.schedule is ScheduleKind.ve and config.sigma_min >= config.sigma_max:
+        raise UserError(
+            f"diffusion.sigma_min={config.sigma_min}",
+            f"is not below diffusion.sigma_max={config.sigma_max}",
+            "give a smaller one",
+        )
 
 
 def _mixture(config: DataConfig) -> None:

@@ -31,7 +31,7 @@ from training.diffuse import TrainedModel, load_trained
 from training.diffusion.loss import diffusion_loss
 from training.generate import grid, to_pixels
 from training.random import Purpose, normal, uniform
-from training.step import as_denoiser, final_latents, timestep_of
+from training.step import as_denoiser, final_latents
 
 RESULT = "evaluation.json"
 RECONSTRUCTIONS = "reconstructions.png"
@@ -212,7 +212,7 @@ def _caption_losses(
     for draw in range(config.draws):
         noise = normal(config.seed, places, Purpose.evaluation, shape, draw + 1).to(model.device)
         # One draw in each of `draws` equal parts of the timesteps: less variance for the same work.
-        timesteps = timestep_of((draw + offset) / config.draws, model.diffusion.num_timesteps)
+        timesteps = model.schedule.times_at((draw + offset) / config.draws)
         for row, condition in enumerate(conditions):
             loss = diffusion_loss(
                 as_denoiser(model.unet),

@@ -18,6 +18,8 @@ class Purpose(IntEnum):
     evaluation = 4
     sampling = 5
     dropout = 6
+    offset = 7
+    perturbation = 8
 
 
 def generator(seed: int, place: int, purpose: Purpose, draw: int = 0) -> np.random.Generator:

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from conf.diffusion import DiffusionConfig
 from data.sample import LatentBatch
 from data.spec import LatentSpec
+from training.diffusion.draws import drawn_times
 from training.diffusion.loss import diffusion_loss
 from training.diffusion.prediction import Denoiser
 from training.diffusion.schedule import Schedule
+from training.diffusion.weighting import loss_weights
 from training.models.autoencoder import sample_moments
 from training.numbers import as_tensor
 from training.random import Purpose, normal, uniform
@@ -129,9 +131,18 @@ def stratified(draws: Tensor, places: NDArray[np.int64], batch_size: int) -> Ten
     return (parts + draws) / batch_size
 
 
-def timestep_of(draws: Tensor, num_timesteps: int) -> Tensor:
-    """Uniform draws in [0, 1) to timesteps in [0, T), int64."""
-    return (draws * num_timesteps).long()
+def noise_of(
+    config: DiffusionConfig, seed: int, places: list[int], shape: tuple[int, ...]
+) -> Tensor:
+    """The noise of a micro-batch, (B, C, H, W): standard normal, and the offset of whole channels.
+
+    Source: the offset: Guttenberg 2023, "Diffusion with offset noise".
+    """
+    noise = normal(seed, places, Purpose.noise, shape)
+    if config.offset_noise:
+        offset = normal(seed, places, Purpose.offset, (shape[0], 1, 1))
+        noise = noise + config.offset_noise * offset
+    return noise
 
 
 def latent_losses(
@@ -159,7 +170,7 @@ def latent_losses(
         embed: Makes conditions of ids of tokens, where the dataset stores those.
 
     Returns:
-        `loss`: (B,).
+        `loss`: (B,), weighted.
     """
     device = schedule.alphas.device
     places = batch.places.tolist()
@@ -167,16 +178,30 @@ def latent_losses(
     shape = (spec.channels, *moments.shape[2:])
     posterior = normal(seed, places, Purpose.posterior, shape)
     latents = final_latents(moments, posterior, spec).to(device, memory_format=torch.channels_last)
-    noise = normal(seed, places, Purpose.noise, shape).to(device, memory_format=torch.channels_last)
-    draws = stratified(uniform(seed, places, Purpose.timestep), batch.places, batch_size)
-    timesteps = timestep_of(draws, config.num_timesteps).to(device)
+    noise = noise_of(config, seed, places, shape).to(device, memory_format=torch.channels_last)
+    draws = uniform(seed, places, Purpose.timestep)
+    if config.stratified:
+        draws = stratified(draws, batch.places, batch_size)
+    timesteps = schedule.times_at(drawn_times(config, draws)).to(device)
+    perturbation = None
+    if config.input_perturbation:
+        drawn = normal(seed, places, Purpose.perturbation, shape)
+        perturbation = config.input_perturbation * drawn.to(device)
     dropped = (uniform(seed, places, Purpose.caption) < config.caption_dropout).to(device)
     condition = embed(batch) if embed else stored_condition(batch, device)
     condition = drop_captions(condition.to(device), empty, dropped)
     losses = diffusion_loss(
-        as_denoiser(model), latents, noise, timesteps, condition, schedule, config.prediction
+        as_denoiser(model),
+        latents,
+        noise,
+        timesteps,
+        condition,
+        schedule,
+        config.prediction,
+        perturbation,
     )
-    return {"loss": losses}
+    alpha, sigma = schedule.at(timesteps, 1)
+    return {"loss": losses * loss_weights(config, alpha, sigma)}
 
 
 def stored_condition(batch: LatentBatch, device: torch.device) -> Condition:

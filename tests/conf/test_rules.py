@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from conf.compose import compose_config
 from conf.encoders import KLAutoencoderConfig, TrainedAutoencoderConfig
-from conf.enums import Crop, EngineKind, ImageFormat
+from conf.enums import Crop, EngineKind, ImageFormat, Prediction, ScheduleKind
 from conf.errors import UserError
 from conf.groups import TableSource, WebDatasetSource
 from conf.rules import check, field_bound, micro_batch
@@ -297,3 +297,28 @@ def test_what_would_change_images_is_refused_for_tars_left_in_place(settings, na
 def test_a_check_is_refused_where_images_are_decoded_anyway():
     with pytest.raises(UserError, match=r"^source.check=true: does nothing"):
         check(_with("shard", source=WebDatasetSource(path="a", check=True)))
+
+
+@pytest.mark.parametrize(
+    ("values", "setting"),
+    [
+        ({"schedule": ScheduleKind.flow}, "diffusion.prediction=epsilon"),
+        ({"zero_terminal_snr": True}, "diffusion.prediction=epsilon"),
+        (
+            {"zero_terminal_snr": True, "continuous": True, "prediction": Prediction.velocity},
+            "diffusion.zero_terminal_snr=true",
+        ),
+        (
+            {"zero_terminal_snr": True, "schedule": ScheduleKind.ve, "prediction": Prediction.x0},
+            "diffusion.zero_terminal_snr=true",
+        ),
+        (
+            {"schedule": ScheduleKind.ve, "sigma_min": 2.0, "sigma_max": 2.0},
+            "diffusion.sigma_min=2.0",
+        ),
+    ],
+    ids=str,
+)
+def test_objectives_that_cannot_work_are_refused(values, setting):
+    changes = {f"diffusion__{name}": value for name, value in values.items()}
+    assert _refused(_with("train", **changes)).setting == setting

@@ -1,9 +1,12 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from conf.diffusion import DiffusionConfig
+from conf.enums import Prediction, ScheduleKind, TimestepDraw, Weighting
 from data.sample import LatentBatch
 from data.spec import LatentSpec
 from training.diffusion.schedule import build_schedule
@@ -15,7 +18,6 @@ from training.step import (
     latent_losses,
     raw_latents,
     stratified,
-    timestep_of,
 )
 
 CHANNELS, SIZE, WIDTH = 3, 4, 5
@@ -59,11 +61,24 @@ class MaskedMeanModel(nn.Module):
         )
 
 
-def losses(places: list[int], dropout: float = 0.5) -> Tensor:
-    config = DiffusionConfig(caption_dropout=dropout)
+class NotingModel(MaskedMeanModel):
+    """Keeps what it was given."""
+
+    noisy: Tensor
+    times: Tensor
+
+    def forward(self, noisy: Tensor, timesteps: Tensor, text: Tensor, mask: Tensor) -> Tensor:
+        self.noisy, self.times = noisy, timesteps
+        return super().forward(noisy, timesteps, text, mask)
+
+
+def losses(
+    places: list[int], dropout: float = 0.5, model: nn.Module | None = None, **settings: Any
+) -> Tensor:
+    config = DiffusionConfig(caption_dropout=dropout, **settings)
     empty = condition_of_one(torch.full((4, WIDTH), 2.0))
     found = latent_losses(
-        MaskedMeanModel(),
+        model or MaskedMeanModel(),
         batch(places),
         config,
         build_schedule(config),
@@ -79,6 +94,64 @@ def test_a_samples_loss_does_not_depend_on_its_micro_batch() -> None:
     together = losses(list(range(16)))
     alone = torch.cat([losses([place]) for place in range(16)])
     assert torch.allclose(together, alone, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"schedule": ScheduleKind.flow, "prediction": Prediction.flow},
+        {"schedule": ScheduleKind.ve, "weighting": Weighting.edm},
+        {"continuous": True, "timestep_draw": TimestepDraw.logit_normal, "stratified": False},
+        {"offset_noise": 0.1, "input_perturbation": 0.1, "weighting": Weighting.min_snr},
+    ],
+    ids=str,
+)
+def test_nor_does_it_with_other_objectives(settings: dict[str, Any]) -> None:
+    together = losses(list(range(16)), **settings)
+    assert together.isfinite().all()
+    alone = torch.cat([losses([place], **settings) for place in range(16)])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-6)
+
+
+def test_the_loss_is_weighted_by_its_noise() -> None:
+    plain, weighted = NotingModel(), NotingModel()
+    before = losses(list(range(8)), model=plain)
+    after = losses(list(range(8)), model=weighted, weighting=Weighting.min_snr)
+    assert torch.equal(plain.noisy, weighted.noisy)
+    snr = build_schedule(DiffusionConfig()).log_snr[plain.times].exp()
+    torch.testing.assert_close(after, before * snr.clamp(max=5.0) / snr, rtol=1e-4, atol=1e-6)
+
+
+def test_offset_noise_moves_whole_channels_and_perturbation_every_place() -> None:
+    places, models = list(range(64)), [NotingModel() for _ in range(3)]
+    losses(places, model=models[0])
+    losses(places, model=models[1], offset_noise=0.5)
+    losses(places, model=models[2], input_perturbation=0.5)
+    sigma = build_schedule(DiffusionConfig()).at(models[0].times, 4)[1]
+    offset, perturbation = ((one.noisy - models[0].noisy) / sigma for one in models[1:])
+    assert offset.std((2, 3)).max() < 1e-2  # of rounding, at little noise
+    assert offset.mean((2, 3)).std().item() == pytest.approx(0.5, rel=0.2)
+    assert perturbation.std((2, 3)).mean().item() == pytest.approx(0.5, rel=0.1)
+
+
+def test_the_target_keeps_the_noise_without_its_perturbation() -> None:
+    """And has the offset: only the first is invisible to what the denoiser is to answer."""
+
+    class Silent(nn.Module):
+        def forward(self, noisy: Tensor, *_: Tensor) -> Tensor:
+            return torch.zeros_like(noisy)
+
+    plain = losses(list(range(8)), model=Silent())
+    assert torch.equal(losses(list(range(8)), model=Silent(), input_perturbation=0.5), plain)
+    assert not torch.equal(losses(list(range(8)), model=Silent(), offset_noise=0.5), plain)
+
+
+def test_without_strata_times_are_drawn_one_by_one() -> None:
+    spread, free = NotingModel(), NotingModel()
+    losses(list(range(8)), model=spread)
+    losses(list(range(8)), model=free, stratified=False)
+    assert torch.equal(spread.times.sort().values // 125, torch.arange(8))
+    assert not torch.equal(free.times.sort().values // 125, torch.arange(8))
 
 
 def test_dropout_of_none_and_all_captions() -> None:
@@ -130,7 +203,7 @@ def test_stratified_draws_fill_a_batch_evenly_for_every_world_size() -> None:
 
 
 def test_timesteps_cover_all_of_the_schedule() -> None:
-    steps = timestep_of(torch.linspace(0, 1, 100_001)[:-1].double(), 1000)
+    steps = build_schedule(DiffusionConfig()).times_at(torch.linspace(0, 1, 100_001)[:-1].double())
     assert steps.min() == 0
     assert steps.max() == 999
     assert (torch.bincount(steps) - 100).abs().max() <= 1

@@ -25,7 +25,7 @@ class Jump(NamedTuple):
     """One step of a sampler, from x_t to the less noisy x_s."""
 
     step: int
-    timestep: int
+    time: float
     alpha_t: float
     sigma_t: float
     alpha_s: float
@@ -65,8 +65,10 @@ def trailing_timesteps(num_timesteps: int, steps: int) -> list[int]:
 
 def _jumps(schedule: Schedule, steps: int) -> Iterator[Jump]:
     """The steps of a sampler; the last one lands on the clean latent, alpha 1 and sigma 0."""
-    alphas, sigmas = schedule.alphas.tolist(), schedule.sigmas.tolist()
-    levels = [(t, alphas[t], sigmas[t]) for t in trailing_timesteps(len(alphas), steps)]
+    alphas, sigmas, times = (
+        one.tolist() for one in (schedule.alphas, schedule.sigmas, schedule.times)
+    )
+    levels = [(times[t], alphas[t], sigmas[t]) for t in trailing_timesteps(len(alphas), steps)]
     targets = [(alpha, sigma) for _, alpha, sigma in levels[1:]] + [(1.0, 0.0)]
     for step, (level, target) in enumerate(zip(levels, targets, strict=True)):
         yield Jump(step, *level, *target)
@@ -76,7 +78,7 @@ def _predict(
     denoiser: Denoiser, noisy: Tensor, condition: Any, prediction: Prediction, jump: Jump
 ) -> tuple[Tensor, Tensor]:
     """The denoiser's x_0 and epsilon at the jump's start, in the dtype of `noisy`."""
-    timesteps = torch.full((len(noisy),), jump.timestep, device=noisy.device)
+    timesteps = torch.full((len(noisy),), jump.time, device=noisy.device)
     output = denoiser(noisy, timesteps, condition).to(noisy.dtype)
     return to_x0_and_epsilon(prediction, output, noisy, jump.alpha_t, jump.sigma_t)
 

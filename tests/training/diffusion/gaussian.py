@@ -18,9 +18,7 @@ class Gaussian:
     std: float = 0.4
 
     def denoise(self, noisy: Tensor, timesteps: Tensor, condition: object) -> Tensor:
-        shape = (-1,) + (1,) * (noisy.ndim - 1)
-        alpha = self.schedule.alphas.double()[timesteps].view(shape)
-        sigma = self.schedule.sigmas.double()[timesteps].view(shape)
+        alpha, sigma = (one.double() for one in self.schedule.at(timesteps, noisy.ndim))
         variance = alpha**2 * self.std**2 + sigma**2
         x0 = self.mean + alpha * self.std**2 / variance * (noisy - alpha * self.mean)
         epsilon = (noisy - alpha * x0) / sigma
@@ -28,17 +26,19 @@ class Gaussian:
             Prediction.epsilon: epsilon,
             Prediction.x0: x0,
             Prediction.velocity: alpha * epsilon - sigma * x0,
+            Prediction.flow: epsilon - x0,
         }[self.prediction]
 
     def loss(self, timesteps: Tensor) -> Tensor:
         """Expected squared error of the exact denoiser: the posterior variance, rescaled."""
-        alpha = self.schedule.alphas.double()[timesteps]
-        sigma = self.schedule.sigmas.double()[timesteps]
+        alpha, sigma = (one.double() for one in self.schedule.at(timesteps, 1))
         of_x0 = self.std**2 * sigma**2 / (alpha**2 * self.std**2 + sigma**2)
-        # An error d in x_0 is an error -alpha/sigma d in epsilon and -d/sigma in velocity.
+        # An error d in x_0 is an error -alpha/sigma d in epsilon, -(alpha^2 + sigma^2) d/sigma in
+        # velocity, and -(alpha + sigma) d/sigma in a flow.
         weight = {
             Prediction.epsilon: alpha**2 / sigma**2,
             Prediction.x0: 1,
-            Prediction.velocity: 1 / sigma**2,
+            Prediction.velocity: (alpha**2 + sigma**2) ** 2 / sigma**2,
+            Prediction.flow: (alpha + sigma) ** 2 / sigma**2,
         }[self.prediction]
         return of_x0 * weight

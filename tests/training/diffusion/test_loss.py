@@ -35,6 +35,7 @@ def test_loss_is_the_squared_error_of_each_sample(prediction):
         Prediction.epsilon: noise,
         Prediction.x0: latents,
         Prediction.velocity: alpha * noise - sigma * latents,
+        Prediction.flow: noise - latents,
     }[prediction]
     off_by = torch.tensor([0.0, 1.0, 3.0]).view(3, 1, 1, 1)
     loss = diffusion_loss(

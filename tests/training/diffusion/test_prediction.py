@@ -10,11 +10,12 @@ from training.diffusion.prediction import to_x0_and_epsilon, training_target
 from training.diffusion.schedule import Schedule, add_noise, build_schedule
 
 KINDS = list(Prediction)
+DISCRETE = [ScheduleKind.linear, ScheduleKind.scaled_linear, ScheduleKind.cosine]
 
 
 @given(
     kind=st.sampled_from(KINDS),
-    schedule_kind=st.sampled_from(list(ScheduleKind)),
+    schedule_kind=st.sampled_from(DISCRETE),
     timesteps=st.lists(st.integers(0, 99), min_size=1, max_size=4),
     seed=st.integers(0, 2**32),
 )
@@ -54,6 +55,7 @@ def test_any_answer_is_read_as_parts_that_add_up_to_the_noisy_latents(kind, alph
         Prediction.epsilon: epsilon,
         Prediction.x0: x0,
         Prediction.velocity: alpha * epsilon - sigma * x0,
+        Prediction.flow: epsilon - x0,
     }[kind]
     assert answer.item() == pytest.approx(output, abs=1e-9)
 

@@ -11,12 +11,12 @@ from conf.enums import ScheduleKind
 from conf.errors import UserError
 from training.diffusion.schedule import add_noise, build_schedule
 
-KINDS = list(ScheduleKind)
 DIFFUSERS = {
     ScheduleKind.linear: "linear",
     ScheduleKind.scaled_linear: "scaled_linear",
     ScheduleKind.cosine: "squaredcos_cap_v2",
 }
+KINDS = list(DIFFUSERS)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,0 +1,130 @@
+"""The same small UNet stepped bare and by `ldm train`, on one process or two ranks.
+
+    python -m benchmarks.trainers.loop KIND FOLDER
+
+KIND is bare, deepspeed (Accelerate's plugin as it comes, stage 2), or an engine of `ldm train`.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import shutil
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.loaders.latent_foundry import write
+from benchmarks.loaders.payload import SHAPES
+from conf.compose import compose_config
+from conf.groups import UNetConfig
+from data.storage import open_prefix
+from training.device import keep_freed_memory
+from training.diffuse import train_denoiser
+from training.models.unet import UNet
+from training.track import read_metrics
+
+DATA = "16 KB"
+BATCH = 16
+WARM_UP, STEPS = 3, 20
+SIZES: dict[str, Any] = {
+    "channels": 64,
+    "channel_mult": [1, 2, 4],
+    "res_blocks": 2,
+    "attention_levels": [1, 2],
+    "head_channels": 32,
+    "norm_groups": 32,
+}
+
+
+def latents_of(folder: Path) -> Path:
+    """The dataset, made if it is not there."""
+    place = folder / "latents"
+    if not (place / "manifest.json").exists():
+        shutil.rmtree(place, ignore_errors=True)
+        with contextlib.redirect_stdout(sys.stderr):
+            write(place, argparse.Namespace(kind=DATA))
+    return place
+
+
+def ldm_train(kind: str, folder: Path) -> float:
+    """Seconds of a step of `ldm train`, from its metrics."""
+    out = folder / f"run-{kind}"
+    if int(os.environ.get("RANK", "0")) == 0:
+        shutil.rmtree(out, ignore_errors=True)
+    settings = [f"unet.{name}={value}" for name, value in SIZES.items()]
+    steps = WARM_UP + STEPS
+    arguments = [
+        f"data.url={latents_of(folder)}",
+        f"out={out}",
+        f"engine={kind}",
+        "engine.precision=fp32",
+        f"batch_size={BATCH}",
+        f"train.samples={steps * BATCH}",
+        f"checkpoint.every_samples={10 * steps * BATCH}",
+        f"tracking.log_every_samples={BATCH}",
+        "tracking.kind=off",
+        *settings,
+    ]
+    with contextlib.redirect_stdout(sys.stderr):
+        train_denoiser(compose_config("train", [one.replace(" ", "") for one in arguments]))
+    lines = read_metrics(open_prefix(str(out), "out"))[WARM_UP:-1]
+    return statistics.median(BATCH / line["images_per_second"] for line in lines)
+
+
+def by_hand(kind: str) -> float:
+    """Seconds of a step of a loop that has its batch already."""
+    keep_freed_memory()
+    torch.manual_seed(0)
+    (channels, side, _), (tokens, width) = SHAPES[DATA]
+    latents, ranks = channels // 2, int(os.environ.get("WORLD_SIZE", "1"))
+    model: Any = UNet(UNetConfig(**SIZES), latents, width)
+    batch = BATCH // ranks
+    noisy, target = (torch.randn(batch, latents, side, side) for _ in range(2))
+    timesteps = torch.randint(0, 1000, (batch,))
+    captions, mask = torch.randn(batch, tokens, width), torch.ones(batch, tokens, dtype=torch.bool)
+    if kind == "bare":
+        model = model.to(memory_format=torch.channels_last)
+        noisy, target = (one.to(memory_format=torch.channels_last) for one in (noisy, target))
+    optimizer: Any = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    backward = torch.Tensor.backward
+    if kind == "deepspeed":
+        accelerator = _accelerator(batch)
+        model, optimizer = accelerator.prepare(model, optimizer)
+        backward = accelerator.backward
+    seconds = []
+    for _ in range(WARM_UP + STEPS):
+        began = time.perf_counter()
+        output = model(noisy, timesteps, captions, mask)
+        backward(torch.nn.functional.mse_loss(output, target))
+        if kind == "bare":
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds[WARM_UP:])
+
+
+def _accelerator(batch: int) -> Any:
+    """Accelerate with DeepSpeed as its guide has it, but for what a CPU needs to run at all."""
+    os.environ |= {"DS_ACCELERATOR": "cpu", "ACCELERATE_USE_DEEPSPEED": "true"}
+    from accelerate import Accelerator
+    from accelerate.utils import DeepSpeedPlugin, InitProcessGroupKwargs
+
+    plugin = DeepSpeedPlugin(zero_stage=2, gradient_clipping=1.0)
+    plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = batch
+    plugin.deepspeed_config["zero_force_ds_cpu_optimizer"] = False
+    return Accelerator(
+        deepspeed_plugin=plugin, kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")]
+    )
+
+
+if __name__ == "__main__":
+    kind, folder = sys.argv[1], Path(sys.argv[2])
+    seconds = by_hand(kind) if kind in ("bare", "deepspeed") else ldm_train(kind, folder)
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(json.dumps({"seconds": seconds}))
