@@ -55,6 +55,7 @@ def check(config: Any) -> None:
             _cache(config)
         case TrainCommand():
             _training(config)
+            _validation(config)
             _captions(config.encoding)
             _weights(config.autoencoder)
         case SampleCommand():
@@ -118,6 +119,33 @@ def _training(config: AutoencoderCommand | TrainCommand) -> None:
     if config.cluster.kind != "local":
         raise UserError(f"cluster={config.cluster.kind}", "is not known", "choose cluster=local")
     micro_batch(config.batch_size, config.micro_batch_size, config.cluster.processes)
+
+
+def _validation(config: TrainCommand) -> None:
+    validation = config.validation
+    if validation.url in (config.data.url, *config.data.also):
+        raise UserError(
+            f"validation.url={validation.url}", "is trained on", "give a dataset that is held out"
+        )
+    for name in ("url", "prompts"):
+        value = getattr(validation, name)
+        if value and config.engine.kind is EngineKind.zero3:
+            raise UserError(
+                f"validation.{name}={value}",
+                "needs all weights on every rank, and engine=zero3 keeps them in shares",
+                "choose engine=zero2, or leave it out and use `ldm evaluate` and `ldm sample`",
+            )
+    if not all(prompt.strip() for prompt in validation.prompts):
+        raise UserError(
+            f"validation.prompts={validation.prompts}", "has an empty one", "give each some text"
+        )
+    steps, most = validation.sampler.steps, config.diffusion.num_timesteps
+    if validation.prompts and steps > most:
+        raise UserError(
+            f"validation.sampler.steps={steps}",
+            f"the denoiser is trained on {most} timesteps",
+            f"give 1 to {most}",
+        )
 
 
 def _mixture(config: DataConfig) -> None:
