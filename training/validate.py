@@ -4,7 +4,7 @@ Owns which samples, times and noise: all of them follow from (validation.seed, p
 value depends on the weights alone. Refuses datasets whose numbers mean something else.
 """
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -33,9 +33,9 @@ from training.watch import Seen, Watch
 
 SETTING = "validation.url"
 LOSS, BIN = "val_loss", "val_loss_bin_"
-# Samples that follow each other in the order and have one size; a fixed number, for the order of
-# several sizes depends on it.
-UNIT = 32
+# Samples of one size that follow each other in the order. Fixed numbers, for the order of several
+# sizes depends on them; few there, so that a short measurement meets every size.
+UNIT, UNIT_OF_SEVERAL_SIZES = 32, 8
 POSTERIOR, NOISE = 1, 2  # draws of a place, after that of its time
 
 
@@ -53,8 +53,10 @@ def validation_watch(config: TrainCommand, data: Corpus, feed: Feed, schedule: S
     """
     held_out = open_held_out(config, data)
     settings, world = config.validation, current_world()
-    micro = min(micro_batch(config.batch_size, config.micro_batch_size, world.size), UNIT)
-    places = pieces(min(settings.samples, held_out.samples), micro)[world.rank :: world.size]
+    count = min(settings.samples, held_out.samples)
+    micro = micro_batch(config.batch_size, config.micro_batch_size, world.size)
+    places = pieces(count, unit_of(held_out.main.manifest.buckets), micro)
+    places = places[world.rank :: world.size]
 
     def look(engine: Engine) -> Seen:
         sums = torch.zeros(settings.bins, 2, dtype=torch.float64, device=engine.device)
@@ -71,7 +73,6 @@ def validation_watch(config: TrainCommand, data: Corpus, feed: Feed, schedule: S
             say(f"train: validation loss {values[LOSS]:.4f}")
         return Seen(values)
 
-    count = min(settings.samples, held_out.samples)
     return Watch(settings.every_samples, look)
 
 
@@ -103,12 +104,18 @@ def open_held_out(config: TrainCommand, data: Corpus) -> Corpus:
             f"has images of {size[0]}x{size[1]} pixels, which data.url has none of",
             "shard it with the same size and buckets",
         )
-    return Corpus([dataset], None, config.validation.seed, config.data.block_shards, UNIT)
+    unit = unit_of(manifest.buckets)
+    return Corpus([dataset], None, config.validation.seed, config.data.block_shards, unit)
 
 
-def pieces(samples: int, most: int) -> list[range]:
+def unit_of(sizes: Sequence[tuple[int, int]]) -> int:
+    """How many samples of one size follow each other."""
+    return UNIT_OF_SEVERAL_SIZES if len(sizes) > 1 else UNIT
+
+
+def pieces(samples: int, unit: int, most: int) -> list[range]:
     """Places 0 to `samples` in pieces of at most `most`, none of which has places of two units."""
-    units = [range(i, min(i + UNIT, samples)) for i in range(0, samples, UNIT)]
+    units = [range(i, min(i + unit, samples)) for i in range(0, samples, unit)]
     return [unit[i : i + most] for unit in units for i in range(0, len(unit), most)]
 
 
@@ -179,12 +186,3 @@ def bin_means(sums: Tensor) -> dict[str, float]:
     named = {f"{BIN}{i}": (total / n) for i, (total, n) in enumerate(sums.tolist()) if n}
     total, count = sums.sum(0).tolist()
     return {LOSS: total / count, **named}
-
-
-def last_bins(lines: Iterator[dict[str, float]]) -> list[float]:
-    """Loss by time of the last validation among lines of metrics; nothing if there is none."""
-    found: dict[str, float] = {}
-    for line in lines:
-        if LOSS in line:
-            found = line
-    return [value for name, value in found.items() if name.startswith(BIN)]

@@ -297,3 +297,32 @@ def test_what_would_change_images_is_refused_for_tars_left_in_place(settings, na
 def test_a_check_is_refused_where_images_are_decoded_anyway():
     with pytest.raises(UserError, match=r"^source.check=true: does nothing"):
         check(_with("shard", source=WebDatasetSource(path="a", check=True)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"validation__url": "1"}, r"validation\.url=1: is trained on"),
+        (
+            {"validation__url": "v", "engine__kind": EngineKind.zero3},
+            r"validation\.url=v: needs all",
+        ),
+        (
+            {"validation__prompts": ["a"], "engine__kind": EngineKind.zero3},
+            r"validation\.prompts=.*needs all weights",
+        ),
+        ({"validation__prompts": ["a", " "]}, r"validation\.prompts=.*has an empty one"),
+        (
+            {"validation__prompts": ["a"], "validation__sampler__steps": 1001},
+            r"validation\.sampler\.steps=1001: .* on 1000 timesteps",
+        ),
+        ({"validation__bins": 0}, r"validation\.bins=0: is too small"),
+    ],
+)
+def test_validation_that_cannot_be_measured_is_refused(changes, message):
+    with pytest.raises(UserError, match=message):
+        check(_with("train", **changes))
+
+
+def test_validation_of_another_dataset_is_allowed():
+    check(_with("train", validation__url="held_out", validation__prompts=["a red apple"]))
