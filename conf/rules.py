@@ -57,6 +57,7 @@ def check(config: Any) -> None:
         case TrainCommand():
             _training(config)
             _diffusion(config.diffusion)
+            _validation(config)
             _captions(config.encoding)
             _weights(config.autoencoder)
         case SampleCommand():
@@ -143,6 +144,25 @@ def _diffusion(config: DiffusionConfig) -> None:
             f"diffusion.sigma_min={config.sigma_min}",
             f"is not below diffusion.sigma_max={config.sigma_max}",
             "give a smaller one",
+        )
+
+
+def _validation(config: TrainCommand) -> None:
+    validation = config.validation
+    if validation.url in (config.data.url, *config.data.also):
+        raise UserError(
+            f"validation.url={validation.url}", "is trained on", "give a dataset that is held out"
+        )
+    if not all(prompt.strip() for prompt in validation.prompts):
+        raise UserError(
+            f"validation.prompts={validation.prompts}", "has an empty one", "give each some text"
+        )
+    steps, most = validation.sampler.steps, config.diffusion.num_timesteps
+    if validation.prompts and steps > most:
+        raise UserError(
+            f"validation.sampler.steps={steps}",
+            f"the denoiser is trained on {most} timesteps",
+            f"give 1 to {most}",
         )
 
 

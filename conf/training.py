@@ -113,7 +113,7 @@ class ValidationConfig:
     url: str | None = setting(
         "URL of a held-out dataset of the kind that is trained on; null measures nothing", None
     )
-    samples: int = setting("samples of it that are measured", 1024, low=1)
+    samples: int = setting("samples of it that are measured; all, if it has no more", 1024, low=1)
     every_samples: int = setting("samples of training between two measurements", 100_000, low=1)
     bins: int = setting("equal parts of the times, each with a loss of its own", 10, low=1)
     seed: int = setting(

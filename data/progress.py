@@ -44,6 +44,11 @@ class Meter:
         """Samples per second since the start of this process's part."""
         return (self.done - self.first) / max(time.perf_counter() - self.started, 1e-9)
 
+    @property
+    def seconds_left(self) -> float:
+        """Seconds to go at that rate."""
+        return (self.total - self.done) / max(self.rate, 1e-9)
+
     def advance(self, count: int, note: str = "") -> None:
         """Count `count` more samples; `note` stands beside the bar."""
         self.done += count
@@ -54,10 +59,9 @@ class Meter:
             self.bar.update(self.task, completed=self.done, note=shown_note)
         elif time.perf_counter() - self.printed > SECONDS_BETWEEN_LINES:
             self.printed = time.perf_counter()
-            left = (self.total - self.done) / max(self.rate, 1e-9)
             say(
                 f"{self.name}: {self.done:,} of {self.total:,} {self.unit}, "
-                f"{shown_note}, {left:,.0f} s to go"
+                f"{shown_note}, {self.seconds_left:,.0f} s to go"
             )
 
     def close(self) -> None:

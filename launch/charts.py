@@ -8,10 +8,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from launch.findings import Findings
+from training.validate import BIN, LOSS
 
 Curves = dict[str, list[dict[str, Any]]]
 Stages = list[tuple[str, int, float, float, int]]
-BLUE, GREY = "#2b6cb0", "#888888"
+BLUE, ORANGE, GREY = "#2b6cb0", "#dd6b20", "#888888"
 
 
 def loss_chart(curves: Curves) -> bytes:
@@ -19,6 +20,21 @@ def loss_chart(curves: Curves) -> bytes:
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     for i, (name, lines) in enumerate(curves.items(), 1):
         draw_loss(figure.add_subplot(1, len(curves), i), name, lines)
+    return _png(figure)
+
+
+def bins_chart(lines: list[dict[str, Any]]) -> bytes | None:
+    """The last validation's loss by equal parts of the times; None if there was none."""
+    found = [line for line in lines if LOSS in line]
+    if not found:
+        return None
+    bins = {int(k.removeprefix(BIN)): v for k, v in found[-1].items() if k.startswith(BIN)}
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    axes = figure.add_subplot()
+    axes.bar([*bins], [*bins.values()], color=BLUE)
+    axes.set_title(f"held-out loss by time, after {found[-1]['samples_seen']:,} samples")
+    axes.set_xlabel("part of the times, from the least noise to the most")
+    axes.grid(alpha=0.3, axis="y")
     return _png(figure)
 
 
@@ -48,10 +64,13 @@ def picture(findings: Findings) -> bytes:
 
 def draw_loss(axes: Axes, name: str, lines: list[dict[str, Any]]) -> None:
     """One training's loss, as logged and smoothed."""
-    seen = [line["samples_seen"] for line in lines]
-    losses = [line["loss"] for line in lines]
+    seen, losses = _series(lines, "loss")
     axes.plot(seen, losses, color=GREY, alpha=0.5, linewidth=0.8)
     axes.plot(seen, _smoothed(losses), color=BLUE)
+    held_out = _series(lines, LOSS)
+    if held_out[0]:
+        axes.plot(*held_out, color=ORANGE, marker=".", label="held out, averaged weights")
+        axes.legend()
     axes.set_title(f"loss of the {name}")
     axes.set_xlabel("samples seen")
     axes.set_yscale("log")
@@ -83,6 +102,12 @@ def _draw_samples(figure: Any, findings: Findings) -> None:
         axes.set_title("\n".join(textwrap.wrap(prompt, 24)), fontsize=9)
     for axes in figure.axes:
         axes.set_axis_off()
+
+
+def _series(lines: list[dict[str, Any]], name: str) -> tuple[list[int], list[float]]:
+    """A figure over the samples seen, of the lines that have it."""
+    found = [line for line in lines if name in line]
+    return [line["samples_seen"] for line in found], [line[name] for line in found]
 
 
 def _smoothed(values: list[float]) -> list[float]:

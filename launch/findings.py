@@ -14,6 +14,7 @@ from data.storage import Prefix, open_prefix
 from data.stream import open_dataset
 from training.evaluate import RECONSTRUCTIONS, RESULT
 from training.generate import PROMPTS
+from training.grids import FOLDER
 from training.loop import read_run, run_config
 from training.meaning import Meaning, kept_meaning, meaning_of
 from training.track import read_metrics
@@ -41,6 +42,7 @@ class Findings:
         samples: From the run's `samples/`.
         evaluation: What `ldm evaluate` measured, or None.
         reconstructions: Its picture, or None.
+        grid: The last sample grid that the training made, or None.
     """
 
     run: dict[str, Any]
@@ -51,6 +53,7 @@ class Findings:
     samples: list[Samples]
     evaluation: dict[str, Any] | None
     reconstructions: NDArray[np.uint8] | None
+    grid: NDArray[np.uint8] | None = None
 
 
 def collect(out: Prefix) -> Findings:
@@ -81,6 +84,7 @@ def collect(out: Prefix) -> Findings:
         reconstructions=decode_image(out.read(f"evaluation/{RECONSTRUCTIONS}"))
         if evaluated
         else None,
+        grid=_last_grid(out),
     )
 
 
@@ -96,6 +100,11 @@ def _stage(place: Prefix) -> tuple[str, int, float, float, int]:
 
 def _ranks(part: dict[str, Any]) -> int:
     return int(part.get("rank", "0-of-1").rpartition("-")[2])
+
+
+def _last_grid(out: Prefix) -> NDArray[np.uint8] | None:
+    grids = sorted(name for name in out.names(FOLDER) if name.endswith(".png"))
+    return decode_image(out.read(f"{FOLDER}/{grids[-1]}")) if grids else None
 
 
 def _samples(place: Prefix) -> Samples:

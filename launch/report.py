@@ -12,7 +12,7 @@ from conf.schema import ReportCommand
 from data.image import decode_image, encode_png
 from data.say import say
 from data.storage import Prefix, open_prefix
-from launch.charts import loss_chart, picture, rate_chart
+from launch.charts import bins_chart, loss_chart, picture, rate_chart
 from launch.findings import Findings, Samples, collect
 from training.evaluate import describe
 from training.track import start_wandb, wandb_image
@@ -58,6 +58,7 @@ def page(findings: Findings, image: bytes) -> str:
     parts = [
         "<h2>Samples</h2>",
         *(_gallery(samples) for samples in findings.samples),
+        *_on_the_way(findings),
         "<h2>Held-out images and their reconstructions</h2>",
         "<p>Rows in turn: originals, then what the autoencoder makes of them.</p>",
         _image(findings.reconstructions)
@@ -69,6 +70,7 @@ def page(findings: Findings, image: bytes) -> str:
         else "<p>Not measured: run <code>ldm evaluate</code>.</p>",
         "<h2>Loss</h2>",
         _png(loss_chart(findings.curves)),
+        *([_png(bins)] if (bins := bins_chart(findings.curves["denoiser"])) else []),
         "<h2>Stages</h2>",
         _table(
             ("stage", "images", "seconds", "images/s", "peak memory"),
@@ -110,6 +112,12 @@ figure {{ margin: 0; }} figcaption {{ font-size: .85rem; color: #444; }}
 {body}
 </body></html>
 """
+
+
+def _on_the_way(findings: Findings) -> list[str]:
+    if findings.grid is None:
+        return []
+    return ["<h2>The last sample grid of the training</h2>", _image(findings.grid)]
 
 
 def _gallery(samples: Samples) -> str:

@@ -1,7 +1,7 @@
 """`ldm train`: trains the denoiser on a dataset of latents, and loads what it has trained."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,12 +14,12 @@ from conf.enums import Precision
 from conf.errors import UserError
 from conf.groups import UNetConfig
 from conf.schema import TrainCommand
-from data.corpus import open_corpus
+from data.corpus import Corpus, open_corpus
 from data.manifest import load_manifest
 from data.spec import LatentSpec
 from data.storage import Prefix, open_prefix
 from data.stream import Dataset, open_dataset
-from training.device import autocast_forward, exact_float32, pick_device
+from training.device import autocast_forward, pick_device
 from training.diffusion.schedule import Schedule, build_schedule
 from training.encoders import (
     AnyAutoencoder,
@@ -29,13 +29,17 @@ from training.encoders import (
 )
 from training.engine.checkpoint import EMA, require_checkpoint
 from training.engine.world import current_world
-from training.feed import cached_feed, encode_captions, load_empty
+from training.feed import Feed, cached_feed, encode_captions, load_empty
+from training.grids import grid_watch
 from training.loop import Task, read_run, run_config, train
 from training.meaning import MEANING, Meaning, kept_meaning, meaning_json, meaning_of
 from training.models.text import TextEncoder, load_text_encoder
 from training.models.unet import UNet
 from training.online import online_feed
-from training.step import Condition, latent_losses
+from training.step import latent_losses
+from training.trained import Painter, TrainedModel
+from training.validate import validation_watch
+from training.watch import Watch
 
 
 def train_denoiser(config: TrainCommand) -> None:
@@ -63,13 +67,38 @@ def train_denoiser(config: TrainCommand) -> None:
         )
 
     schedule = build_schedule(config.diffusion)
+    watches = tuple(_watches(config, data, feed, schedule, model))
     # What encoded the latents, and what the run starts with, are known by their fingerprints.
     free: tuple[str, ...] = ("autoencoder", "text_encoder", "start_from")
     files = {MEANING: meaning_json(feed.meaning)}
     if kind == "latents":  # which say all that themselves
         free, files = (*free, "encoding"), {}
     identity = {**feed.identity, **start}
-    train(config, Task("train", model, data, feed.collate, losses, identity, free, files))
+    task = Task("train", model, data, feed.collate, losses, identity, free, files, watches)
+    train(config, task)
+
+
+def _watches(
+    config: TrainCommand, data: Corpus, feed: Feed, schedule: Schedule, model: UNet
+) -> Iterator[Watch]:
+    """What `validation` asks for; all that it needs is loaded and checked here.
+
+    Raises:
+        UserError: Something is missing, or does not go with what is trained on.
+    """
+    if config.validation.url is not None:
+        yield validation_watch(config, data, feed, schedule)
+    if config.validation.prompts:
+        device = pick_device()
+        encoders = load_encoders(
+            feed.meaning, config.autoencoder, config.text_encoder, "validation.prompts", device
+        )
+        empty, there = feed.empty.to(device), schedule.to(device)
+        spec = feed.meaning.latents
+        yield grid_watch(
+            config.validation,
+            Painter(model, *encoders, empty, spec, there, config.diffusion, device),
+        )
 
 
 def start_with(model: UNet, url: str) -> dict[str, str]:
@@ -137,45 +166,47 @@ def check_halvings(
             )
 
 
-@dataclass(frozen=True, slots=True)
-class TrainedModel:
-    """Everything that turns prompts into images, checked to be what the denoiser was trained with.
+def load_encoders(
+    meaning: Meaning,
+    autoencoder_at: AutoencoderConfig | None,
+    text_encoder_at: TextEncoderConfig | None,
+    where: str,
+    device: torch.device,
+) -> tuple[AnyAutoencoder, TextEncoder]:
+    """The autoencoder and the text encoder that latents and captions came from, on a device.
 
-    Attributes:
-        unet: Averaged weights, in evaluation mode.
-        autoencoder: The one that the latents were made with.
-        text_encoder: The one that the captions were encoded with.
-        empty: The condition of the empty caption.
-        spec: What the latents mean.
-        schedule: The forward process.
-        diffusion: Its configuration.
-        samples_seen: How long it was trained.
-        weights: SHA-256 of the averaged weights.
-        datasets: Those that it was trained on.
-        device: Where all of it is.
+    Args:
+        meaning: What they mean, and where the two were.
+        autoencoder_at: Where the autoencoder is; None is where it was.
+        text_encoder_at: The same for the text encoder.
+        where: The setting that needs them, for messages.
+        device: Where they are to compute.
+
+    Raises:
+        UserError: One is not there, or no longer what it was.
     """
-
-    unet: UNet
-    autoencoder: AnyAutoencoder
-    text_encoder: TextEncoder
-    empty: Condition
-    spec: LatentSpec
-    schedule: Schedule
-    diffusion: DiffusionConfig
-    samples_seen: int
-    weights: str
-    datasets: tuple[Dataset, ...]
-    device: torch.device
-
-    @torch.inference_mode()
-    def encode_images(self, images: Tensor) -> Tensor:
-        """Moments or means of images (B, 3, H, W) in [-1, 1], as the run's latents have them."""
-        with exact_float32():
-            return self.autoencoder.encode(images)[:, : self.spec.stored_channels]
-
-    def encode_captions(self, captions: list[str]) -> Condition:
-        """The condition of captions, on the model's device."""
-        return encode_captions(self.text_encoder, captions).to(self.device)
+    for name, at in (("autoencoder", autoencoder_at), ("text_encoder", text_encoder_at)):
+        if at is None and name not in meaning.origins:
+            wrong = f"needs the {name} of the latents, which do not say where it was"
+            raise UserError(where, wrong, f"point at it with {name}=...")
+    autoencoder = load_autoencoder(
+        autoencoder_at or autoencoder_config(meaning.origins["autoencoder"])
+    )
+    texts = text_encoder_at or text_encoder_config(meaning.origins["text_encoder"])
+    length, padding = meaning.text.max_length, meaning.text.padding
+    text_encoder = load_text_encoder(replace(texts, max_length=length, padding=padding))
+    text_encoder.to(device)
+    for name, now, then in (
+        ("autoencoder", autoencoder.fingerprint, meaning.latents.autoencoder),
+        ("text_encoder", text_encoder.fingerprint, meaning.text.encoder),
+    ):
+        if now != then:
+            raise UserError(
+                where,
+                f"the {name} that was found is not the one that made its latents",
+                f"put the old one back, point at it with {name}=..., or cache and train again",
+            )
+    return autoencoder.model.to(device), text_encoder
 
 
 def load_trained(
@@ -205,28 +236,14 @@ def load_trained(
     unet.eval().requires_grad_(False)
     device = pick_device()
     autocast_forward(unet, Precision(run["precision"]), device)
-    autoencoder = load_autoencoder(
-        autoencoder_at or autoencoder_config(meaning.origins["autoencoder"])
-    )
-    texts = text_encoder_at or text_encoder_config(meaning.origins["text_encoder"])
-    length, padding = meaning.text.max_length, meaning.text.padding
-    text_encoder = load_text_encoder(replace(texts, max_length=length, padding=padding))
-    text_encoder.to(device)
-    for name, now, then in (
-        ("autoencoder", autoencoder.fingerprint, meaning.latents.autoencoder),
-        ("text_encoder", text_encoder.fingerprint, meaning.text.encoder),
-    ):
-        if now != then:
-            raise UserError(
-                f"checkpoint={url}",
-                f"the {name} that was found is not the one that made its latents",
-                f"put the old one back, point at it with {name}=..., or cache and train again",
-            )
+    where = f"checkpoint={url}"
+    encoders = load_encoders(meaning, autoencoder_at, text_encoder_at, where, device)
+    autoencoder, text_encoder = encoders
     stored = meaning.text.stored == "embeddings" and "latents" not in run
     empty = load_empty(data[0]) if stored else encode_captions(text_encoder, [""])
     return TrainedModel(
         unet=unet.to(device, memory_format=torch.channels_last),
-        autoencoder=autoencoder.model.to(device),
+        autoencoder=autoencoder,
         text_encoder=text_encoder,
         empty=empty.to(device),
         spec=meaning.latents,

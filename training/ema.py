@@ -1,7 +1,10 @@
 """Averaged weights with a half-life counted in samples."""
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def ema_weight(samples_seen: int, batch_size: int, half_life: int) -> float:
@@ -19,3 +22,27 @@ def ema_weight(samples_seen: int, batch_size: int, half_life: int) -> float:
 def update_ema(ema: list[Tensor], weights: list[Tensor], weight: float) -> None:
     """Move the averages towards the weights in place, in one fused call for all tensors."""
     torch._foreach_lerp_(ema, weights, weight)
+
+
+@contextmanager
+def averaged(module: nn.Module, ema: Sequence[Tensor]) -> Iterator[None]:
+    """The averaged weights in a model's place, in evaluation mode, for the length of a block.
+
+    Parameters point to the averages and then back to their own memory: nothing is copied, so that
+    the weights come back bit for bit, and an engine that keeps views of them notices nothing.
+
+    Args:
+        module: The plain model; this rank holds all of its weights.
+        ema: In the order of its parameters; not to be changed within the block.
+    """
+    parameters, training = list(module.parameters()), module.training
+    own = [parameter.data for parameter in parameters]
+    try:
+        for parameter, average in zip(parameters, ema, strict=True):
+            parameter.data = average
+        module.eval()
+        yield
+    finally:
+        for parameter, weights in zip(parameters, own, strict=True):
+            parameter.data = weights
+        module.train(training)

@@ -27,11 +27,11 @@ from data.say import say
 from data.storage import open_prefix
 from data.stream import Dataset, open_dataset
 from training.autoencode import to_images
-from training.diffuse import TrainedModel, load_trained
+from training.diffuse import load_trained
 from training.diffusion.loss import diffusion_loss
-from training.generate import grid, to_pixels
 from training.random import Purpose, normal, uniform
 from training.step import as_denoiser, final_latents
+from training.trained import TrainedModel, grid, to_pixels
 
 RESULT = "evaluation.json"
 RECONSTRUCTIONS = "reconstructions.png"

@@ -21,7 +21,7 @@ from data.progress import peak_memory, progress, write_summary
 from data.retry import StoppedWaiting
 from data.say import say
 from data.storage import Prefix, open_prefix
-from training.ema import ema_weight, update_ema
+from training.ema import averaged, ema_weight, update_ema
 from training.engine.checkpoint import (
     EMA,
     MODEL,
@@ -34,9 +34,11 @@ from training.engine.checkpoint import (
 from training.engine.strategy import Engine, build_engine
 from training.engine.world import current_world
 from training.optim import learning_rate
+from training.perf import Interval, Losses, Use, device_peak, meta_copy
 from training.random import step_seed
 from training.stop import stop_flag
 from training.track import Tracker
+from training.watch import Watch
 
 CONFIG = "config.yaml"
 # Weights, average and two moments, in float32.
@@ -70,16 +72,18 @@ class Task:
         identity: What decides the result besides settings and data, JSON-ready.
         free: Settings that do not decide it, or whose effect `identity` tells.
         files: Kept with the run, by name.
+        watches: What is measured and shown on the way.
     """
 
     command: str
     model: nn.Module
     data: Corpus
     collate: Callable[[Corpus, range], Any]
-    losses: Callable[[nn.Module, Any, torch.device], Mapping[str, Tensor]]
+    losses: Losses
     identity: Mapping[str, Any] = field(default_factory=dict)
     free: tuple[str, ...] = ()
     files: Mapping[str, bytes] = field(default_factory=dict)
+    watches: tuple[Watch, ...] = ()
 
 
 def train(config: TrainingConfigs, task: Task) -> None:
@@ -108,6 +112,7 @@ def train(config: TrainingConfigs, task: Task) -> None:
         return
     if checkpoint:
         task.model.load_state_dict(checkpoint.tensors(MODEL))
+    shapes = meta_copy(task.model)  # before an engine changes what the model does
     engine = build_engine(
         config.engine.kind,
         config.engine.precision,
@@ -118,15 +123,18 @@ def train(config: TrainingConfigs, task: Task) -> None:
     )
     if len(set(engine.gather(start))) > 1:
         raise RunError(f"{out.url}: the ranks do not see the same checkpoints; run again")
+    peak = device_peak(engine.device, config.engine.precision)
     if world.main:
         origin = f"from {start.samples_seen:,} samples" if checkpoint else "from the start"
         stage = f"{config.engine.kind.value} on {world.size} ranks of {engine.device}"
-        say(f"{task.command}: {parameters / 1e6:.1f}M parameters, {stage}, {origin}")
+        say(f"{task.command}: {parameters / 1e6:.1f}M parameters, {stage}, {origin}; peak {peak}")
     with contextlib.ExitStack() as closing:
         closing.callback(engine.close)
         tracker = Tracker(out, config.tracking, config_dict(config), start.samples_seen, world.main)
         closing.callback(tracker.close)
-        _Loop(config, task, engine, out, tracker, start, _start_ema(engine, checkpoint)).run()
+        ema = _start_ema(engine, checkpoint)
+        use = Use(task.losses, shapes, _sum(engine, peak.flops))
+        _Loop(config, task, engine, out, tracker, start, ema, use).run()
 
 
 class _Loop:
@@ -141,6 +149,7 @@ class _Loop:
         tracker: Tracker,
         start: Progress,
         ema: list[Tensor],
+        use: Use,
     ) -> None:
         self.config, self.task, self.engine, self.out, self.tracker = (
             config,
@@ -151,9 +160,10 @@ class _Loop:
         )
         self.start = self.progress = self.saved = start
         self.ema = ema
+        self.use = use
         self.weights = [parameter.detach() for parameter in engine.module.parameters()]
         self.began = time.perf_counter()
-        self.interval = _Interval()
+        self.interval = Interval()
 
     def run(self) -> None:
         total, main = self.config.train.samples, self.engine.world.main
@@ -164,12 +174,14 @@ class _Loop:
                 # Asked before the step: a rank that stopped waiting for data has none to make.
                 if self.engine.any(stop.requested or micro_batches is None):
                     break
+                self.use.count(micro_batches[0])
                 means = self._step(micro_batches)
                 self.interval.add(waited, self.config.batch_size)
-                meter.advance(self.config.batch_size, f"loss {means['loss']:.4f}")
+                meter.advance(self.config.batch_size, f"loss {means['loss']:.4f}{self.use}")
                 done = self.progress.samples_seen >= total
                 if done or self._due(self.config.tracking.log_every_samples):
-                    self._log(means)
+                    self._log(means, meter.seconds_left)
+                self._watch(done)
                 if done or self._due(self.config.checkpoint.every_samples):
                     self._save()
                 if done:
@@ -238,10 +250,30 @@ class _Loop:
         seen = self.progress.samples_seen
         return seen // every > (seen - self.config.batch_size) // every
 
-    def _log(self, means: dict[str, float]) -> None:
+    def _log(self, means: dict[str, float], seconds_left: float) -> None:
         figures = self.interval.close()
+        figures["mfu"] = self.use.of(figures["images_per_second"])
+        figures["seconds_left"] = seconds_left
+        if self.engine.device.type == "cuda":
+            most = torch.cuda.max_memory_allocated(self.engine.device)
+            figures["peak_device_memory"] = _sum(self.engine, most)
         values = {**means, **figures, "peak_memory": self._peak_memory()}
         self.tracker.log(self.progress.samples_seen, values)
+
+    def _watch(self, done: bool) -> None:
+        """Take the looks that are due, before a checkpoint: what it says was seen, was seen."""
+        due = [one for one in self.task.watches if done or self._due(one.every_samples)]
+        if not due:
+            return
+        began, seen = time.perf_counter(), self.progress.samples_seen
+        with averaged(self.engine.module, self.ema):
+            found = [one.look(self.engine) for one in due]
+        for one in found:
+            if one.values:
+                self.tracker.log(seen, dict(one.values))
+            for folder, picture in one.pictures.items():
+                self.tracker.show(seen, folder, picture)
+        self.interval.leave_out(time.perf_counter() - began)
 
     def _save(self) -> None:
         keep = self.config.checkpoint.keep_last
@@ -251,8 +283,7 @@ class _Loop:
 
     def _peak_memory(self) -> float:
         """Bytes, over all ranks."""
-        own = torch.tensor(float(peak_memory()), dtype=torch.float64, device=self.engine.device)
-        return float(self.engine.sum(own))
+        return _sum(self.engine, peak_memory())
 
     def _summarise(self) -> None:
         memory = int(self._peak_memory())
@@ -262,24 +293,10 @@ class _Loop:
             write_summary(self.out, self.task.command, samples, seconds, memory)
 
 
-class _Interval:
-    """Samples, waiting and time since the last line of metrics."""
-
-    def __init__(self) -> None:
-        self.samples, self.waited, self.since = 0, 0.0, time.perf_counter()
-
-    def add(self, waited: float, samples: int) -> None:
-        self.samples += samples
-        self.waited += waited
-
-    def close(self) -> dict[str, float]:
-        seconds = max(time.perf_counter() - self.since, 1e-9)
-        figures = {
-            "images_per_second": self.samples / seconds,
-            "waiting_share": self.waited / seconds,
-        }
-        self.samples, self.waited, self.since = 0, 0.0, time.perf_counter()
-        return figures
+def _sum(engine: Engine, value: float) -> float:
+    """The sum of a number over the ranks."""
+    own = torch.tensor(float(value), dtype=torch.float64, device=engine.device)
+    return float(engine.sum(own))
 
 
 def _start_ema(engine: Engine, checkpoint: Checkpoint | None) -> list[Tensor]:

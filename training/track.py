@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from conf.enums import TrackingKind
 from conf.errors import UserError
 from conf.groups import TrackingConfig
+from data.image import encode_png
 from data.storage import Prefix
 
 METRICS = "metrics.jsonl"
@@ -69,6 +70,15 @@ class Tracker:
             self._wandb.log(line)
         if time.monotonic() - self._written > SECONDS_BETWEEN_WRITES:
             self.write()
+
+    def show(self, samples_seen: int, folder: str, picture: NDArray[np.uint8]) -> None:
+        """Keep a picture (H, W, 3), uint8, as FOLDER/SAMPLES.png of the run, and log it."""
+        if not self._main:
+            return
+        self._out.write(f"{folder}/{samples_seen:09d}.png", encode_png(picture))
+        if self._wandb:
+            image = wandb_image(picture, f"after {samples_seen:,} samples")
+            self._wandb.log({"samples_seen": samples_seen, folder: image})
 
     def write(self) -> None:
         """Bring metrics.jsonl up to date."""

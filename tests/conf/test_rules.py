@@ -322,3 +322,24 @@ def test_a_check_is_refused_where_images_are_decoded_anyway():
 def test_objectives_that_cannot_work_are_refused(values, setting):
     changes = {f"diffusion__{name}": value for name, value in values.items()}
     assert _refused(_with("train", **changes)).setting == setting
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"validation__url": "1"}, r"validation\.url=1: is trained on"),
+        ({"validation__prompts": ["a", " "]}, r"validation\.prompts=.*has an empty one"),
+        (
+            {"validation__prompts": ["a"], "validation__sampler__steps": 1001},
+            r"validation\.sampler\.steps=1001: .* on 1000 timesteps",
+        ),
+        ({"validation__bins": 0}, r"validation\.bins=0: is too small"),
+    ],
+)
+def test_validation_that_cannot_be_measured_is_refused(changes, message):
+    with pytest.raises(UserError, match=message):
+        check(_with("train", **changes))
+
+
+def test_validation_of_another_dataset_is_allowed():
+    check(_with("train", validation__url="held_out", validation__prompts=["a red apple"]))

@@ -1,10 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from data.image import decode_image
 from data.manifest import Manifest
 from data.spec import LatentSpec, TextSpec
-from launch.charts import picture
+from launch.charts import bins_chart, loss_chart, picture
 from launch.findings import Findings, Samples
 from launch.report import page
 from training.meaning import Meaning
@@ -86,3 +88,23 @@ def test_the_picture_shows_the_samples(findings: Findings) -> None:
     drawn = decode_image(picture(findings))
     assert drawn.shape[2] == 3
     assert (drawn == 0).all(axis=2).mean() > 0.01  # the black samples are there
+
+
+def test_what_was_measured_on_the_way_is_shown(findings: Findings) -> None:
+    bare = page(findings, b"")
+    measured = {"samples_seen": 160, "val_loss": 0.5, "val_loss_bin_0": 0.9, "val_loss_bin_2": 0.1}
+    lines = [*findings.curves["denoiser"], measured]
+    curves = {**findings.curves, "denoiser": lines}
+    watched = replace(findings, curves=curves, grid=np.zeros((8, 8, 3), np.uint8))
+    content = page(watched, b"")
+    assert content.count("src=") == bare.count("src=") + 2  # the bins and the grid
+    assert "The last sample grid" in content
+    assert bins_chart(findings.curves["denoiser"]) is None
+    chart = bins_chart(lines)
+    assert chart is not None
+    bars = (decode_image(chart) == (0x2B, 0x6C, 0xB0)).all(axis=2).sum(axis=0)
+    # Two bars, at the sides, the first nine times as high as the last.
+    first, last = bars[: bars.size // 2].max(), bars[bars.size // 2 :].max()
+    assert first == pytest.approx(9 * last, rel=0.1)
+    curve = decode_image(loss_chart(curves))
+    assert ((curve == (0xDD, 0x6B, 0x20)).all(axis=2)).any()

@@ -1,7 +1,8 @@
 import pytest
 import torch
+from torch import nn
 
-from training.ema import ema_weight, update_ema
+from training.ema import averaged, ema_weight, update_ema
 
 
 def test_half_of_the_start_is_left_after_a_half_life() -> None:
@@ -30,3 +31,25 @@ def test_the_update_is_in_place_and_equals_its_formula() -> None:
     update_ema(ema, weights, 0.3)
     assert all(torch.allclose(e, x) for e, x in zip(ema, expected, strict=True))
     assert [tensor.data_ptr() for tensor in ema] == places
+
+
+def test_averages_stand_in_for_the_weights_and_go_again_bit_for_bit() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5), nn.Linear(4, 2))
+    model[0].weight.data = model[0].weight.data.t().contiguous().t()  # a layout of its own
+    ema = [torch.randn_like(parameter) for parameter in model.parameters()]
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    places = [parameter.data_ptr() for parameter in model.parameters()]
+    kept = [average.clone() for average in ema]
+    model.train()
+    with pytest.raises(KeyError), averaged(model, ema):
+        assert not model[1].training
+        given = torch.randn(5, 3)
+        wanted = (given @ kept[0].T + kept[1]) @ kept[2].T + kept[3]
+        assert torch.allclose(model(given), wanted, atol=1e-5)
+        raise KeyError  # whatever happens inside
+    assert model[1].training
+    assert [parameter.data_ptr() for parameter in model.parameters()] == places
+    for parameter, old, average, then in zip(model.parameters(), before, ema, kept, strict=True):
+        assert torch.equal(parameter, old)
+        assert torch.equal(average, then)
+    assert model[0].weight.stride() == (1, 4)

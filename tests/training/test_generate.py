@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from conf.errors import UserError
-from training.generate import grid, read_prompts, to_pixels
+from training.generate import read_prompts
+from training.trained import grid, to_pixels
 
 
 def test_the_grid_lays_images_out_by_row() -> None:

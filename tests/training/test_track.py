@@ -8,6 +8,7 @@ import pytest
 
 from conf.enums import TrackingKind
 from conf.groups import TrackingConfig
+from data.image import decode_image
 from data.storage import open_prefix
 from tests.helpers.wandb_file import read_history, read_run_ids
 from training.track import Tracker, read_metrics, wandb_image
@@ -77,3 +78,22 @@ def test_a_run_is_taken_up_while_wandb_runs_in_the_process_that_started_ours(
 def test_images_keep_their_captions() -> None:
     image = wandb_image(np.zeros((4, 6, 3), np.uint8), "a red apple")
     assert image.image.size == (6, 4)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_a_picture_lies_with_the_run_and_in_wandb(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    picture = np.arange(5 * 7 * 3, dtype=np.uint8).reshape(5, 7, 3)
+    config = TrackingConfig(kind=TrackingKind.offline)
+    out = open_prefix(str(tmp_path), "out")
+    Tracker(out, OFF, {}, 0, main=False).show(20, "samples", picture)
+    assert not (tmp_path / "samples").exists()  # another rank's
+    tracker = Tracker(out, config, {}, 0, main=True)
+    tracker.show(20, "samples", picture)
+    tracker.close()
+    kept = decode_image((tmp_path / "samples/000000020.png").read_bytes())
+    np.testing.assert_array_equal(kept, picture)
+    (media,) = (tmp_path / "wandb").rglob("media/images/*.png")
+    np.testing.assert_array_equal(decode_image(media.read_bytes()), picture)

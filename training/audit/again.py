@@ -18,9 +18,9 @@ from data.views import make_view
 from training.audit.material import Material
 from training.cache.read import NoCaption, captions_of
 from training.encode import Encoder, NotFinite, StoredText
-from training.generate import to_pixels
 from training.numbers import as_tensor
 from training.step import mean_of
+from training.trained import to_pixels
 
 # How far what is encoded again may be from what is stored: some roundings of the number format, and
 # a thousandth of the spread for other shapes of batches and other devices.

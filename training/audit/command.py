@@ -18,7 +18,7 @@ from data.verify.sample import drawn_samples
 from training.audit.again import Audited, Auditor, Pair
 from training.audit.material import Material, changed, open_material, same_encoders
 from training.audit.statistics import manifest_faults, shard_faults
-from training.generate import grid
+from training.trained import grid
 
 COLUMNS = 8
 SHOWN = 4 * COLUMNS

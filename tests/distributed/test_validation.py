@@ -1,0 +1,87 @@
+"""What is measured and shown on the way does not depend on the ranks or the engine."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from data.image import decode_image
+from data.storage import open_prefix
+from tests.helpers.caches import run_cache, train_small
+from tests.helpers.datasets import run_shard
+from tests.helpers.engines import train_in_turn
+from tests.helpers.latents import assert_equal, checkpoint_of
+from tests.helpers.ranks import run_ranks
+from training.engine.checkpoint import EMA, MODEL
+from training.track import read_metrics
+
+TRAINING = ("unet.dropout=0", "optimizer.lr=0.1", "optimizer.eps=1e-2", "train.samples=16")
+WATCHED = (
+    "validation.every_samples=8",
+    "validation.samples=21",  # no multiple of what two ranks take in turn
+    "validation.bins=4",
+    "validation.prompts=[red apple,blue car,green tree]",  # nor is this
+    "validation.grid_every_samples=16",
+    "validation.sampler.steps=3",
+)
+KINDS = ("ddp", "zero1", "zero2")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on one rank, and of every engine on two, one of them also without being watched."""
+    root = tmp_path_factory.mktemp("watched")
+    split = ("source.split=held_out", "shard_samples=16")
+    run_shard(root / "images", *split, "source.held_out_share=0.01")
+    run_shard(root / "held_out_images", *split, "source.held_out_share=0.005")
+    autoencoder = train_small(root / "images", root / "autoencoder", seed=0)
+    for name, images in (("latents", "images"), ("held_out", "held_out_images")):
+        run_cache(root / images, autoencoder, root / name)
+    watched = (*TRAINING, *WATCHED, f"validation.url={root / 'held_out'}")
+    cases: list[tuple[Path, tuple[str, ...]]] = []
+    for kind in KINDS:
+        cases.append((root / kind, (*watched, f"engine={kind}")))
+    cases.append((root / "unwatched", (*TRAINING, "engine=zero2")))
+    run_ranks(train_in_turn, 2, root / "latents", cases)
+    run_ranks(train_in_turn, 1, root / "latents", [(root / "single", watched)])
+    return root
+
+
+def validations(run: Path) -> list[dict[str, Any]]:
+    lines = read_metrics(open_prefix(str(run), "out"))
+    return [line for line in lines if "val_loss" in line]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_value_is_that_of_one_rank(runs: Path, kind: str) -> None:
+    wanted, found = validations(runs / "single"), validations(runs / kind)
+    assert [line["samples_seen"] for line in wanted] == [8, 16]
+    for one, two in zip(wanted, found, strict=True):
+        assert one.keys() == two.keys()
+        assert len(one) == 6
+        assert two == pytest.approx(one, rel=1e-4)
+    assert wanted[0]["val_loss"] != pytest.approx(wanted[1]["val_loss"], rel=1e-4)
+
+
+def test_weights_and_averages_come_back_bit_for_bit(runs: Path) -> None:
+    one, two = checkpoint_of(runs / "zero2"), checkpoint_of(runs / "unwatched")
+    assert_equal(one.tensors(MODEL), two.tensors(MODEL))
+    assert_equal(one.tensors(EMA), two.tensors(EMA))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_grids_are_those_of_one_rank(runs: Path, kind: str) -> None:
+    grids = [
+        {file.name: decode_image(file.read_bytes()) for file in (runs / run / "samples").iterdir()}
+        for run in ("single", kind)
+    ]
+    assert [*grids[0]] == [*grids[1]] == ["000000016.png"]
+    one, two = (grid["000000016.png"].astype(int) for grid in grids)
+    assert one.shape == two.shape
+    assert np.abs(one - two).max() <= 2
+    assert one.shape == (20, 2 + 3 * 18, 3)  # three images of 16 pixels, and white around them
+    cells = [one[2:18, 2 + 18 * i : 18 + 18 * i] for i in range(3)]
+    for cell in cells:
+        assert cell.std() > 5
+    assert np.abs(cells[0] - cells[1]).mean() > 5  # each from a noise of its own

@@ -1,0 +1,36 @@
+"""What a training measures and shows on its way, with the averaged weights."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.engine.strategy import Engine
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What one look at a training has found.
+
+    Args:
+        values: For metrics.jsonl, by name; the same on every rank.
+        pictures: (H, W, 3), uint8, by the folder of the run that they are kept in; on rank 0.
+    """
+
+    values: Mapping[str, float] = field(default_factory=dict)
+    pictures: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """A look that every rank takes once in a while, and at the end.
+
+    Args:
+        every_samples: Samples of training between two looks.
+        look: Called with the averaged weights in the engine's module, in evaluation mode. Changes
+            neither weights nor the state of any random generator.
+    """
+
+    every_samples: int
+    look: Callable[[Engine], Seen]
