@@ -77,7 +77,6 @@ class EngineKind(Enum):
     ddp = "ddp"
     zero1 = "zero1"
     zero2 = "zero2"
-    zero3 = "zero3"
 
 
 class Precision(Enum):
@@ -85,7 +84,6 @@ class Precision(Enum):
 
     fp32 = "fp32"
     bf16 = "bf16"
-    fp16 = "fp16"
 
 
 class OnNonfinite(Enum):

@@ -146,7 +146,7 @@ class ClusterConfig:
     processes: int = setting("ranks to start", 1, low=1)
     port: int = setting("port of the rendezvous; 0 takes a free one", 0, low=0, high=65535)
     minutes: float | None = setting(
-        "training saves a checkpoint and stops with exit code 75 before it has run so long; null is "
+        "training saves a checkpoint and stops with exit code 75 before it has gone on so long; null is "
         "no limit",
         None,
         low=0.05,

@@ -114,7 +114,7 @@ class AutoencoderCommand:
     engine: EngineConfig = group(EngineConfig, "ranks and precision")
     cluster: ClusterConfig = group(ClusterConfig, "where it runs")
     checkpoint: CheckpointConfig = group(CheckpointConfig, "when state is kept")
-    guards: GuardsConfig = group(GuardsConfig, "what is checked and watched")
+    guards: GuardsConfig = group(GuardsConfig, "what is watched")
     tracking: MetricsConfig = group(MetricsConfig, "the record")
 
 
@@ -195,7 +195,7 @@ class TrainCommand:
     engine: EngineConfig = group(EngineConfig, "ranks and precision")
     cluster: ClusterConfig = group(ClusterConfig, "where it runs")
     checkpoint: CheckpointConfig = group(CheckpointConfig, "when state is kept")
-    guards: GuardsConfig = group(GuardsConfig, "what is checked and watched")
+    guards: GuardsConfig = group(GuardsConfig, "what is watched")
     validation: ValidationConfig = group(ValidationConfig, "what is measured on the way")
     tracking: MetricsConfig = group(MetricsConfig, "the record")
 

@@ -31,30 +31,17 @@ class EngineConfig:
     """How training is spread over ranks."""
 
     kind: EngineKind = setting(
-        "single, ddp, or DeepSpeed's zero1 (optimizer state in shares), zero2 (gradients too) and "
-        "zero3 (weights too)",
+        "single, ddp, or DeepSpeed's zero1 (optimizer state in shares) and zero2 (gradients too)",
         EngineKind.single,
     )
     precision: Precision = setting(
-        "bf16 autocasts the forward pass, fp16 too, and scales the loss; weights and optimizer stay "
-        "fp32",
-        Precision.bf16,
-    )
-    offload_optimizer: bool = setting(
-        "keep the optimizer's state in the machine's memory, and step there; zero1, 2 and 3", False
-    )
-    offload_parameters: bool = setting(
-        "keep the weights in the machine's memory between their uses; zero3", False
+        "bf16 autocasts the forward pass; weights and optimizer stay fp32", Precision.bf16
     )
     recompute: bool = setting(
         "keep only what goes into each block, and compute its inside again on the way back: less "
         "memory, a third more work",
         False,
     )
-    compile: bool = setting(
-        "have torch.compile make kernels of the model: minutes at the start; for GPUs", False
-    )
-    channels_last: bool = setting("keep images with their channels innermost", True)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -72,25 +59,11 @@ class CheckpointConfig:
 
 @dataclass(kw_only=True, slots=True)
 class GuardsConfig:
-    """What is checked before the first step and watched while training goes on."""
+    """What is watched while training goes on."""
 
-    dry_batch: bool = setting(
-        "before step 1, try a batch on every rank: sizes, finite loss, memory, noise and samples of "
-        "its own",
-        True,
-    )
-    free_memory_share: float = setting(
-        "share of a device's memory that the dry batch has to leave free", 0.02, low=0, high=1
-    )
     digest_every_samples: int = setting(
         "samples between two comparisons of the weights that ranks hold in common; 0 is never",
         100_000,
-        low=0,
-    )
-    hang_seconds: float = setting(
-        "a rank that makes no progress for so long is named with its stack, and the job ends; 0 is "
-        "never",
-        600.0,
         low=0,
     )
     nonfinite: OnNonfinite = setting(

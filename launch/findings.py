@@ -15,8 +15,8 @@ from data.stream import open_dataset
 from training.evaluate import RECONSTRUCTIONS, RESULT
 from training.generate import PROMPTS
 from training.grids import FOLDER
-from training.loop import read_run, run_config
 from training.meaning import Meaning, kept_meaning, meaning_of
+from training.run import read_run, run_config
 from training.track import read_metrics
 
 

@@ -31,11 +31,12 @@ from training.engine.checkpoint import EMA, require_checkpoint
 from training.engine.world import current_world
 from training.feed import Feed, cached_feed, encode_captions, load_empty
 from training.grids import grid_watch
-from training.loop import Task, read_run, run_config, train
+from training.loop import Task, train
 from training.meaning import MEANING, Meaning, kept_meaning, meaning_json, meaning_of
 from training.models.text import TextEncoder, load_text_encoder
 from training.models.unet import UNet
 from training.online import online_feed
+from training.run import read_run, run_config
 from training.step import latent_losses
 from training.trained import Painter, TrainedModel
 from training.validate import validation_watch

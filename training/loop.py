@@ -1,7 +1,6 @@
 """The training loop, one for every model: read, step, run what is due, save."""
 
 import contextlib
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -10,11 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from conf.compose import config_dict, config_yaml, parse_yaml
-from conf.errors import Preempted, RunError, UserError
+from conf.compose import config_dict
+from conf.errors import Preempted, RunError
 from conf.rules import micro_batch
-from conf.schema import AutoencoderCommand, TrainCommand
-from data.claim import claim, claimed
 from data.corpus import Corpus
 from data.loader import Loader
 from data.progress import peak_memory, progress, write_summary
@@ -33,29 +30,18 @@ from training.engine.checkpoint import (
 )
 from training.engine.strategy import Engine, build_engine
 from training.engine.world import current_world
+from training.guards import Guards
 from training.optim import learning_rate
 from training.perf import Interval, Losses, Use, device_peak, meta_copy
 from training.random import step_seed
-from training.stop import stop_flag
+from training.recompute import recompute_blocks
+from training.run import TrainingConfigs, claim_run
+from training.stop import Deadline, stop_flag
 from training.track import Tracker
 from training.watch import Watch
 
-CONFIG = "config.yaml"
 # Weights, average and two moments, in float32.
 BYTES_PER_PARAMETER = 16
-# What a resumed run may change: where and how fast it runs, how long, and what is kept of it.
-FREE_SETTINGS = (
-    "out",
-    "cluster",
-    "checkpoint",
-    "tracking",
-    "micro_batch_size",
-    "engine",
-    "guards",
-    "validation",
-)
-
-TrainingConfigs = AutoencoderCommand | TrainCommand
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +86,7 @@ def train(config: TrainingConfigs, task: Task) -> None:
     parameters = sum(parameter.numel() for parameter in task.model.parameters())
     # A new checkpoint is written before the oldest one goes.
     out.require_writable(parameters * BYTES_PER_PARAMETER * (config.checkpoint.keep_last + 1))
-    _claim(out, config, task)
+    claim_run(out, config, task.command, task.data, task.identity, task.free, task.files)
     checkpoint = latest_checkpoint(out)
     start = checkpoint.progress if checkpoint else Progress()
     if start.samples_seen >= config.train.samples:
@@ -113,6 +99,8 @@ def train(config: TrainingConfigs, task: Task) -> None:
     if checkpoint:
         task.model.load_state_dict(checkpoint.tensors(MODEL))
     shapes = meta_copy(task.model)  # before an engine changes what the model does
+    if config.engine.recompute:
+        recompute_blocks(task.model)
     engine = build_engine(
         config.engine.kind,
         config.engine.precision,
@@ -164,6 +152,9 @@ class _Loop:
         self.weights = [parameter.detach() for parameter in engine.module.parameters()]
         self.began = time.perf_counter()
         self.interval = Interval()
+        self.guards = Guards(config.guards, engine, task.data, task.losses, out)
+        self.deadline = Deadline(config.cluster.minutes)
+        self.save_seconds = 0.0
 
     def run(self) -> None:
         total, main = self.config.train.samples, self.engine.world.main
@@ -172,7 +163,8 @@ class _Loop:
         with stop_flag(self.task.data.stop_waiting) as stop, shown as meter:
             for micro_batches, waited in self._batches():
                 # Asked before the step: a rank that stopped waiting for data has none to make.
-                if self.engine.any(stop.requested or micro_batches is None):
+                told = stop.requested or self.deadline.near(self.save_seconds)
+                if self.engine.any(told or micro_batches is None):
                     break
                 self.use.count(micro_batches[0])
                 means = self._step(micro_batches)
@@ -182,6 +174,8 @@ class _Loop:
                 if done or self._due(self.config.tracking.log_every_samples):
                     self._log(means, meter.seconds_left)
                 self._watch(done)
+                if self._due(self.config.guards.digest_every_samples):
+                    self.guards.compare_ranks()
                 if done or self._due(self.config.checkpoint.every_samples):
                     self._save()
                 if done:
@@ -231,24 +225,21 @@ class _Loop:
             lambda batch: self.task.losses(self.engine.model, batch, self.engine.device),
             rate,
         )
-        if not math.isfinite(means["loss"] + means["grad_norm"]):
-            raise RunError(
-                f"the loss is {means['loss']}, its gradient's norm {means['grad_norm']} "
-                f"after {seen:,} samples; "
-                "the last checkpoint is from before: "
-                "lower optimizer.lr, or set engine.precision=fp32, in a new out"
-            )
-        self.progress = Progress(seen + config.batch_size, self.progress.updates + 1)
-        weight = ema_weight(
-            self.progress.samples_seen, config.batch_size, config.train.ema_half_life
+        after = self.guards.after_step(self.progress, means, micro_batches)
+        self.progress = replace(
+            after, samples_seen=seen + config.batch_size, updates=after.updates + 1
         )
-        update_ema(self.ema, self.weights, weight)
-        return {**means, "lr": rate}
+        if means.pop("applied"):
+            weight = ema_weight(
+                self.progress.samples_seen, config.batch_size, config.train.ema_half_life
+            )
+            update_ema(self.ema, self.weights, weight)
+        return {**means, "lr": rate, "skipped": self.progress.skipped}
 
     def _due(self, every: int) -> bool:
         """Whether the last step passed a multiple of `every` samples."""
         seen = self.progress.samples_seen
-        return seen // every > (seen - self.config.batch_size) // every
+        return bool(every) and seen // every > (seen - self.config.batch_size) // every
 
     def _log(self, means: dict[str, float], seconds_left: float) -> None:
         figures = self.interval.close()
@@ -276,10 +267,12 @@ class _Loop:
         self.interval.leave_out(time.perf_counter() - began)
 
     def _save(self) -> None:
-        keep = self.config.checkpoint.keep_last
+        keep, began = self.config.checkpoint, time.perf_counter()
         self.tracker.write()
-        save_checkpoint(self.out, self.engine, self.ema, self.progress, keep)
-        self.saved = self.progress
+        save_checkpoint(
+            self.out, self.engine, self.ema, self.progress, keep.keep_last, keep.keep_every_samples
+        )
+        self.saved, self.save_seconds = self.progress, time.perf_counter() - began
 
     def _peak_memory(self) -> float:
         """Bytes, over all ranks."""
@@ -307,54 +300,3 @@ def _start_ema(engine: Engine, checkpoint: Checkpoint | None) -> list[Tensor]:
     restore_optimizer(engine, checkpoint)
     kept = checkpoint.tensors(EMA)
     return [torch.empty_like(p).copy_(kept[name]) for name, p in named]
-
-
-def _claim(out: Prefix, config: TrainingConfigs, task: Task) -> None:
-    """Take the prefix for this run, or make sure that it is this run's already.
-
-    Every rank may call it: whoever comes first writes, the others compare.
-    """
-    free = (*FREE_SETTINGS, *task.free)
-    settings = {k: v for k, v in config_dict(config).items() if k not in free} | {**task.identity}
-    settings["precision"] = config.engine.precision.value
-    settings["data"] = {
-        "fingerprints": [dataset.manifest.fingerprint for dataset in task.data.datasets],
-        "weights": config.data.weights,
-        "seed": config.data.seed,
-        "block_shards": config.data.block_shards,
-    }
-    if config.optimizer.decay.value == "constant":
-        del settings["train"]["samples"]  # a longer run of the same is the same run
-    claim(out, {"command": task.command, **settings})
-    if current_world().main:  # on every start: places and lengths may have changed
-        url, *also = [dataset.prefix.absolute for dataset in task.data.datasets]
-        told = replace(config, data=replace(config.data, url=url, also=also))
-        content = config_yaml(told).encode()
-        for name, kept in {CONFIG: content, **task.files}.items():
-            if not out.exists(name) or out.read(name) != kept:
-                out.write(name, kept)
-
-
-def read_run(out: Prefix, command: str) -> dict[str, Any]:
-    """What a run is: the settings that decide its weights.
-
-    Raises:
-        UserError: There is no run of that command.
-    """
-    run = claimed(out)
-    if run is None or run.get("command") != command:
-        found = f"is of `ldm {run['command']}`" if run and "command" in run else "holds no run"
-        raise UserError(
-            f"{out.setting}={out.url}", found, f"give the `out` of an `ldm {command}` run"
-        )
-    return run
-
-
-def run_config(out: Prefix) -> dict[str, Any]:
-    """The resolved configuration that a run was started with."""
-    try:
-        config: dict[str, Any] = parse_yaml(out.read(CONFIG).decode())
-    except FileNotFoundError:
-        where = f"{out.setting}={out.url}"
-        raise UserError(where, f"has no {CONFIG}", "run its command again") from None
-    return config

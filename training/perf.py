@@ -23,11 +23,7 @@ META = torch.device("meta")
 # engine.recompute computes again is not counted: MFU is of the model's FLOPs, not the hardware's.
 FORWARDS_A_STEP = 3
 MEASURED_SECONDS = 0.3
-DTYPES = {
-    Precision.fp32: torch.float32,
-    Precision.bf16: torch.bfloat16,
-    Precision.fp16: torch.float16,
-}
+DTYPES = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16}
 # TFLOP/s without sparsity: in 16 bits, and in 32 bits as convolutions run by default, which is TF32
 # where there is such a unit. The first name that is part of the device's counts.
 # Source: NVIDIA's data sheets (of B200, HGX; of RTX, the architecture's white paper), AMD's.

@@ -1,6 +1,7 @@
-"""Being told to stop: signals become a flag that the loop reads between steps."""
+"""Being told to stop: signals, and a time limit, that the loop asks for between steps."""
 
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -24,6 +25,24 @@ class StopFlag:
             raise KeyboardInterrupt
         self.requested = True
         self.on_request()
+
+
+class Deadline:
+    """When a training that may take only so long has to save and stop.
+
+    Args:
+        minutes: From now on; None is no limit.
+    """
+
+    LEAST_MARGIN = 2.0  # seconds
+
+    def __init__(self, minutes: float | None) -> None:
+        self._end = None if minutes is None else time.monotonic() + 60 * minutes
+
+    def near(self, save_seconds: float) -> bool:
+        """Whether it is time to stop, if a checkpoint takes so long: with room for two."""
+        margin = max(2 * save_seconds, self.LEAST_MARGIN)
+        return self._end is not None and time.monotonic() > self._end - margin
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from tests.helpers.ranks import run_ranks
 from training.diffuse import build_unet
 from training.engine.checkpoint import EMA, MODEL, restore_optimizer, save_checkpoint
 from training.engine.strategy import build_engine
-from training.loop import read_run
+from training.run import read_run
 
 ENGINES = (("single", 1), ("ddp", 2), ("zero1", 2), ("zero2", 2))
 HALF, WHOLE = "train.samples=32", "train.samples=64"  # four and eight steps

@@ -37,15 +37,19 @@ def write_latents(
     shards: Iterable[int] = (20, 17),
     seed: int = 0,
     buckets: tuple[tuple[int, int], ...] = (SQUARE,),
+    nan_in: str = "",
 ) -> Manifest:
-    """Writes a dataset of latents with as many samples a shard as told, of all buckets in turn."""
+    """Writes a dataset of latents with as many samples a shard as told, of all buckets in turn.
+
+    The sample of the key `nan_in` has moments that are not finite.
+    """
     out, chance = open_prefix(str(folder), "out"), np.random.default_rng(seed)
     begin_dataset(out, {"kind": "latents", "seed": seed})
     entries = [
         commit_shard(
             out,
             f"{i:05d}",
-            _samples(chance, i, count, buckets),
+            _samples(chance, i, count, buckets, nan_in),
             (MOMENTS, TEXT, META),
             len(buckets),
         )
@@ -79,12 +83,18 @@ def write_latents(
 
 
 def _samples(
-    chance: np.random.Generator, shard: int, count: int, buckets: tuple[tuple[int, int], ...]
+    chance: np.random.Generator,
+    shard: int,
+    count: int,
+    buckets: tuple[tuple[int, int], ...],
+    nan_in: str,
 ) -> Iterable[RawSample]:
     for i in range(count):
         height, width = buckets[i % len(buckets)]
         moments = chance.standard_normal((2 * CHANNELS, height // 8, width // 8))
         moments[CHANNELS:] -= 4
+        if f"{shard}-{i:03d}" == nan_in:
+            moments[:] = np.nan
         text = chance.standard_normal((int(chance.integers(1, 6)), WIDTH))
         arrays = {MOMENTS: moments, TEXT: text}
         members = {name: dump_array(value.astype(np.float16)) for name, value in arrays.items()}

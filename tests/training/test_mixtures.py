@@ -16,7 +16,7 @@ from tests.helpers.latents import (
 )
 from training.diffuse import datasets_of
 from training.engine.checkpoint import EMA, MODEL
-from training.loop import read_run
+from training.run import read_run
 
 
 @pytest.fixture(scope="module")

@@ -30,9 +30,9 @@ from tests.helpers.latents import (
 from training.diffuse import build_unet
 from training.diffusion.schedule import build_schedule
 from training.engine.checkpoint import EMA, MODEL
-from training.loop import read_run
 from training.meaning import meaning_of
 from training.random import Purpose, generator
+from training.run import read_run
 from training.track import read_metrics
 from training.validate import UNIT_OF_SEVERAL_SIZES, bin_means, bin_sums, pieces
 

@@ -5,7 +5,7 @@ run was and lists every file with its size and SHA-256. Without `commit.json` it
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -32,11 +32,13 @@ class Progress:
     Args:
         samples_seen: Samples trained on, over all ranks: the place in the data and in every
             schedule.
-        updates: Optimizer steps.
+        updates: Global batches, those that were skipped included.
+        skipped: Batches whose update was not applied.
     """
 
     samples_seen: int = 0
     updates: int = 0
+    skipped: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,12 @@ class BrokenCheckpoint(RunError):
 
 
 def save_checkpoint(
-    out: Prefix, engine: Engine, ema: list[Tensor], progress: Progress, keep_last: int
+    out: Prefix,
+    engine: Engine,
+    ema: list[Tensor],
+    progress: Progress,
+    keep_last: int,
+    keep_every: int | None = None,
 ) -> None:
     """Write a checkpoint from all ranks; it exists once the last rank's files are safe.
 
@@ -70,7 +77,8 @@ def save_checkpoint(
         engine: The engine; every rank calls this.
         ema: Averaged weights in the order of the model's parameters.
         progress: Where the run is.
-        keep_last: Checkpoints to keep, this one included.
+        keep_last: Newest checkpoints to keep, this one included.
+        keep_every: Samples; the first checkpoint after each multiple of it is kept too.
     """
     folder = out / f"{FOLDER}/{progress.updates:08d}"
     contents = {f"optimizer-{engine.world.rank:05d}.safetensors": _fragments(engine)}
@@ -88,20 +96,39 @@ def save_checkpoint(
     if engine.world.main:
         folder.write(COMMIT, json.dumps({"files": files, **asdict(progress)}, indent=1).encode())
         out.write("latest", folder.root.rstrip("/").rsplit("/", 1)[-1].encode())
-        _remove_all_but(out, f"{progress.updates:08d}", keep_last)
+        _remove_others(out, f"{progress.updates:08d}", keep_last, keep_every)
 
 
-def _remove_all_but(out: Prefix, newest: str, keep_last: int) -> None:
-    """Keep the last few up to `newest`, and nothing else.
+def _remove_others(out: Prefix, newest: str, keep_last: int, keep_every: int | None) -> None:
+    """Keep the last few up to `newest`, the first of each long interval, and nothing else.
 
     What is older may be a killed process's leavings; what is newer was broken and given up.
     """
-    kept = [step for step in checkpoint_steps(out) if step <= newest][-keep_last:]
+    steps = [step for step in checkpoint_steps(out) if step <= newest]
+    kept = set(steps[-keep_last:])
+    if keep_every:
+        seen = {step: _read_commit(out, step)["samples_seen"] for step in steps}
+        kept |= set(first_of_each(seen, keep_every))
     for step in out.names(FOLDER):
         if step not in kept:
             # The commit goes first: what is half removed must not look whole.
             out.remove(f"{FOLDER}/{step}/{COMMIT}")
             out.remove(f"{FOLDER}/{step}")
+
+
+def first_of_each(seen: Mapping[str, int], every: int) -> list[str]:
+    """Names of those that are the first after a multiple of `every` samples.
+
+    Args:
+        seen: Samples seen by name, oldest first.
+        every: Samples.
+    """
+    passed, first = 0, []
+    for step, samples in seen.items():
+        if samples // every > passed:
+            first.append(step)
+            passed = samples // every
+    return first
 
 
 def checkpoint_steps(out: Prefix) -> list[str]:
@@ -121,13 +148,13 @@ def latest_checkpoint(out: Prefix) -> Checkpoint | None:
     for step in reversed(steps):
         folder = out / f"{FOLDER}/{step}"
         try:
-            commit = json.loads(folder.read(COMMIT))
+            commit = _read_commit(out, step)
             for name, record in commit["files"].items():
                 _checked(folder, name, record["sha256"])
         except (BrokenCheckpoint, FileNotFoundError, ValueError, KeyError) as error:
             say(f"checkpoint {step} is broken ({error}); falling back to the one before it")
             continue
-        progress = Progress(commit["samples_seen"], commit["updates"])
+        progress = Progress(commit["samples_seen"], commit["updates"], commit["skipped"])
         return Checkpoint(folder, commit["files"], progress)
     if steps:
         raise RunError(
@@ -135,6 +162,11 @@ def latest_checkpoint(out: Prefix) -> Checkpoint | None:
             "restore one, or remove them to start again"
         )
     return None
+
+
+def _read_commit(out: Prefix, step: str) -> dict[str, Any]:
+    commit: dict[str, Any] = json.loads(out.read(f"{FOLDER}/{step}/{COMMIT}"))
+    return commit
 
 
 def require_checkpoint(out: Prefix) -> Checkpoint:
@@ -164,7 +196,8 @@ def restore_optimizer(engine: Engine, checkpoint: Checkpoint) -> None:
     def read(parameter: str, state: str, start: int, length: int) -> Tensor:
         return _cut(pieces[parameter, state], start, length)
 
-    restore_fragments(engine, checkpoint.progress.updates, read)
+    applied = checkpoint.progress.updates - checkpoint.progress.skipped
+    restore_fragments(engine, applied, read)
 
 
 def _cut(pieces: Iterable[tuple[int, Tensor]], start: int, length: int) -> Tensor:

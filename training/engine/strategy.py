@@ -5,6 +5,7 @@ autocast around the forward pass, so that a checkpoint means the same whatever t
 """
 
 import gc
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from conf.enums import EngineKind, Precision
 from conf.errors import UserError
 from conf.training import OptimizerConfig
-from training.device import autocast_forward
+from training.device import autocast_forward, keep_freed_memory
 from training.engine.accelerator import build_accelerator, leave_process_group
 from training.engine.world import World, current_world
 
@@ -66,7 +67,9 @@ class Engine:
             lr: Learning rate of this step.
 
         Returns:
-            The means over the global batch, and `grad_norm` before clipping.
+            The means over the global batch, `grad_norm` before clipping, and `applied`: 0 if that
+            norm is not finite. Then weights and optimizer are what they were, on every rank: the
+            norm is that of the gradients of all ranks.
         """
         for group in self.adamw.param_groups:
             group["lr"] = lr
@@ -78,13 +81,17 @@ class Engine:
                 self._accelerator.backward(values["loss"].mean())
                 if self._accelerator.sync_gradients:
                     norm = self._clip()
-                self._optimizer.step()
+                # DeepSpeed has stepped within the backward pass, or has not for the same reason.
+                if not self._accelerator.sync_gradients or math.isfinite(norm):
+                    self._optimizer.step()
                 self._optimizer.zero_grad()
             for name, value in values.items():
                 sums[name] = sums.get(name, 0.0) + value.detach().mean()
             count += 1
         means = self.mean(torch.stack([sums[name].float() for name in sums]) / count)
-        return {**dict(zip(sums, means.tolist(), strict=True)), "grad_norm": norm}
+        applied = float(math.isfinite(norm))
+        named = dict(zip(sums, means.tolist(), strict=True))
+        return {**named, "grad_norm": norm, "applied": applied}
 
     def _clip(self) -> float:
         """Clip the gradients; DeepSpeed has done so itself and only reports the norm."""
@@ -168,6 +175,8 @@ def build_engine(
         accumulation_steps,
         sum(parameter.numel() for parameter in model.parameters()),
     )
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
     autocast_forward(model, precision, accelerator.device)
     model = model.to(accelerator.device)
     if not zero_stage:  # DeepSpeed views weights as bytes, which needs them contiguous

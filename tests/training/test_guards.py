@@ -1,0 +1,182 @@
+"""Updates that fail, losses that jump, ranks that drift apart, time that runs out."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from conf.errors import Preempted, RunError
+from data.storage import open_prefix
+from tests.helpers.latents import (
+    adam_moments,
+    assert_equal,
+    checkpoint_of,
+    train_small,
+    write_latents,
+)
+from training.diagnose import diagnosed, weights_not_finite
+from training.engine.checkpoint import EMA, MODEL
+from training.guards import Spikes, check_digests, weights_digest
+from training.stop import Deadline
+from training.track import read_metrics
+
+EVERY_STEP = (
+    "checkpoint.every_samples=8",
+    "checkpoint.keep_last=9",
+    "tracking.log_every_samples=8",
+)
+
+
+@pytest.fixture
+def poisoned(tmp_path: Path) -> Path:
+    """A dataset of 37 latents, one of which has moments that are not finite."""
+    write_latents(tmp_path / "latents", nan_in="0-003")
+    return tmp_path / "latents"
+
+
+# --- updates that are not finite ---------------------------------------------------------------
+
+
+def test_the_run_stops_before_the_update_and_names_samples_and_layer(
+    poisoned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(RunError, match="weights are as they were before; look at"):
+        train_small(poisoned, tmp_path / "run", "train.samples=64", *EVERY_STEP)
+    (report,) = (tmp_path / "run").glob("nonfinite-*.json")
+    told = json.loads(report.read_text())
+    (batch,) = told["ranks"][0]["batches"]
+    assert batch["first_not_finite"] == "conv_in"
+    assert told["ranks"][0]["weights_not_finite"] == []
+    bad = [
+        name for name, loss in zip(batch["samples"], batch["losses"], strict=True) if loss == "nan"
+    ]
+    assert [name.rpartition(": ")[2] for name in bad] == ["0-003"]
+    assert "not finite, first in conv_in" in capsys.readouterr().out
+    lines = read_metrics(open_prefix(str(tmp_path / "run"), "out"))
+    assert [line["samples_seen"] for line in lines] == list(range(8, told["samples_seen"] + 1, 8))
+    if lines:
+        assert all(
+            w.isfinite().all() for w in checkpoint_of(tmp_path / "run").tensors(EMA).values()
+        )
+
+
+def test_a_skipped_batch_leaves_no_trace_but_its_place(poisoned: Path, tmp_path: Path) -> None:
+    settings = ("train.samples=40", "guards.nonfinite=skip", *EVERY_STEP)
+    train_small(poisoned, tmp_path / "run", *settings)
+    lines = read_metrics(open_prefix(str(tmp_path / "run"), "out"))
+    assert [line["samples_seen"] for line in lines] == [8, 16, 24, 32, 40]
+    skipped = [line["skipped"] for line in lines]
+    assert skipped[-1] == 1
+    at = skipped.index(1) + 1  # the batch that was skipped, counted from 1
+    folders = sorted((tmp_path / "run" / "checkpoints").iterdir())
+    weights = [(folder / MODEL).read_bytes() for folder in folders]
+    same = [i + 1 for i in range(1, 5) if weights[i] == weights[i - 1]]
+    assert same == ([at] if at > 1 else [])
+    assert checkpoint_of(tmp_path / "run").progress.skipped == 1
+
+
+def test_a_run_with_a_skipped_batch_resumes_bit_for_bit(poisoned: Path, tmp_path: Path) -> None:
+    for name, parts in {"whole": [48], "parts": [8, 16, 24, 32, 40, 48]}.items():
+        for samples in parts:
+            settings = (f"train.samples={samples}", "guards.nonfinite=skip")
+            train_small(poisoned, tmp_path / name, *settings)
+    whole, parts = checkpoint_of(tmp_path / "whole"), checkpoint_of(tmp_path / "parts")
+    assert whole.progress == parts.progress
+    assert whole.progress.skipped == 1
+    assert_equal(parts.tensors(MODEL), whole.tensors(MODEL))
+    assert_equal(parts.tensors(EMA), whole.tensors(EMA))
+    assert_equal(adam_moments(parts), adam_moments(whole))
+
+
+def test_no_more_batches_are_skipped_than_allowed(poisoned: Path, tmp_path: Path) -> None:
+    settings = ("train.samples=148", "batch_size=4", "guards.nonfinite=skip")
+    with pytest.raises(RunError, match="as 2 before it"):
+        train_small(poisoned, tmp_path / "run", *settings, "guards.max_skipped=2")
+
+
+def test_a_diagnosis_names_the_first_layer_and_the_largest() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
+    with torch.no_grad():
+        model[0].weight.fill_(3.0)
+        model[0].bias.zero_()
+        model[2].weight.fill_(float("inf"))
+    with diagnosed(model) as found:
+        model(torch.ones(1, 2))
+    assert found.first == "2"
+    assert found.largest["0"] == found.largest["1"] == 6.0
+    assert weights_not_finite(model) == ["2.weight"]
+    with diagnosed(model) as again:
+        pass
+    model(torch.ones(1, 2))
+    assert again.largest == {}  # no hook is left
+
+
+# --- spikes ------------------------------------------------------------------------------------
+
+
+def test_a_jump_is_told_and_does_not_count() -> None:
+    spikes, noise = Spikes(6.0), torch.randn(1000) * 0.1
+    told = [spikes.meet(1.0 + float(one)) for one in noise]
+    assert sum(above is not None for above in told) == 0
+    mean = spikes.mean
+    assert mean == pytest.approx(1.0, abs=0.05)
+    above = spikes.meet(2.0)
+    assert above is not None and 7 < above < 14
+    assert spikes.mean == mean
+    assert spikes.meet(0.0) is None  # a fall is none
+
+
+def test_nothing_is_told_early_on_or_when_off() -> None:
+    assert [Spikes(6.0).meet(loss) for loss in (1.0, 100.0)] == [None, None]
+    off = Spikes(0.0)
+    assert [off.meet(loss) for loss in [1.0] * 100 + [100.0]] == [None] * 101
+
+
+# --- digests -----------------------------------------------------------------------------------
+
+
+def test_one_flipped_bit_changes_the_digest_and_memory_layout_does_not() -> None:
+    model = nn.Conv2d(4, 8, 3)
+    before = weights_digest(model)
+    assert weights_digest(model.to(memory_format=torch.channels_last)) == before
+    bits = model.weight.data.view(torch.int32)
+    bits[3, 1, 0, 2] ^= 1
+    assert weights_digest(model) != before
+    bits[3, 1, 0, 2] ^= 1
+    assert weights_digest(model) == before
+
+
+def test_the_rank_that_differs_is_named() -> None:
+    check_digests([5, 5, 5])
+    with pytest.raises(RunError, match="weights of rank 2 are not"):
+        check_digests([5, 5, 6, 5])
+
+
+# --- time --------------------------------------------------------------------------------------
+
+
+def test_a_deadline_leaves_room_for_two_saves(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    deadline = Deadline(1.0)
+    now = 1049.0
+    assert not deadline.near(save_seconds=5.0)
+    assert deadline.near(save_seconds=6.0)
+    assert not deadline.near(save_seconds=0.0)
+    now = 1058.5
+    assert deadline.near(save_seconds=0.0)
+    assert not Deadline(None).near(save_seconds=1e9)
+
+
+def test_a_run_out_of_time_saves_stops_and_goes_on(tmp_path: Path) -> None:
+    write_latents(tmp_path / "latents")
+    with pytest.raises(Preempted, match="checkpoint saved"):
+        train_small(
+            tmp_path / "latents", tmp_path / "run", "train.samples=800000", "cluster.minutes=0.06"
+        )
+    seen = checkpoint_of(tmp_path / "run").progress.samples_seen
+    assert 0 < seen < 800000
+    train_small(tmp_path / "latents", tmp_path / "run", f"train.samples={seen + 8}")
+    assert checkpoint_of(tmp_path / "run").progress.samples_seen == seen + 8

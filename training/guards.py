@@ -1,0 +1,181 @@
+"""What is watched while training goes on: updates that fail, spikes, ranks that drift apart."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from conf.enums import OnNonfinite
+from conf.errors import RunError
+from conf.training import GuardsConfig
+from data.corpus import Corpus
+from data.say import say
+from data.storage import Prefix
+from training.diagnose import diagnosed, plain, sample_names, weights_not_finite
+from training.engine.checkpoint import Progress
+from training.engine.strategy import Engine
+from training.perf import Losses
+
+
+class Spikes:
+    """Tells a loss that is far above what losses have been.
+
+    Args:
+        deviations: How many standard deviations of the running mean are far; 0 is never.
+    """
+
+    DECAY, WARM_UP = 0.98, 50
+
+    def __init__(self, deviations: float) -> None:
+        self.deviations = deviations
+        self.mean, self.variance, self.count = 0.0, 0.0, 0
+
+    def meet(self, loss: float) -> float | None:
+        """By how many deviations a loss is above the mean, if that is far.
+
+        It then counts for nothing in what follows.
+        """
+        if self.count >= self.WARM_UP and self.deviations:
+            above = (loss - self.mean) / math.sqrt(max(self.variance, 1e-20))
+            if above > self.deviations:
+                return above
+        # Early on a plain mean, so that the first losses do not weigh for ever.
+        share = max(1 / (self.count + 1), 1 - self.DECAY)
+        off = loss - self.mean
+        self.mean += share * off
+        self.variance = (1 - share) * (self.variance + share * off**2)
+        self.count += 1
+        return None
+
+
+def weights_digest(module: nn.Module) -> int:
+    """A sum over the bits of all weights, exact and independent of their order in memory."""
+    sums = [
+        parameter.detach().view(torch.int32).sum(dtype=torch.int64)
+        for parameter in module.parameters()
+    ]
+    return int(torch.stack(sums).sum())
+
+
+def check_digests(digests: Sequence[int]) -> None:
+    """Refuse to go on with ranks whose weights differ.
+
+    Raises:
+        RunError: Names the ranks that are not like most.
+    """
+    usual = max(set(digests), key=digests.count)
+    odd = [rank for rank, digest in enumerate(digests) if digest != usual]
+    if odd:
+        raise RunError(
+            f"the weights of rank {', '.join(map(str, odd))} are not those of the others: look at "
+            "that machine's memory, and go on from the last checkpoint without it"
+        )
+
+
+class Guards:
+    """Watches the steps of a run.
+
+    Args:
+        config: What to watch.
+        engine: The engine; every rank makes and asks its own.
+        data: What is read, for the keys of samples.
+        losses: Of the plain module, for a diagnosis.
+        out: Where reports are written.
+    """
+
+    def __init__(
+        self, config: GuardsConfig, engine: Engine, data: Corpus, losses: Losses, out: Prefix
+    ) -> None:
+        self._config, self._engine, self._data = config, engine, data
+        self._losses, self._out = losses, out
+        self._spikes = Spikes(config.spike_deviations)
+
+    def after_step(
+        self, progress: Progress, means: Mapping[str, float], micro_batches: Sequence[Any]
+    ) -> Progress:
+        """Look at a step that has been made.
+
+        Args:
+            progress: Before the step.
+            means: What the engine said of it.
+            micro_batches: This rank's.
+
+        Returns:
+            The same, with one more batch skipped if the update was not applied.
+
+        Raises:
+            RunError: It was not, and that is not to be passed over.
+        """
+        if means["applied"]:
+            above = self._spikes.meet(means["loss"])
+            if above is not None and self._engine.world.main:
+                say(
+                    f"after {progress.samples_seen:,} samples the loss is {means['loss']:.4f}, "
+                    f"{above:.0f} standard deviations above its running mean, "
+                    f"{self._spikes.mean:.4f}"
+                )
+            return progress
+        self._report(progress, means, micro_batches)
+        skipped = Progress(progress.samples_seen, progress.updates, progress.skipped + 1)
+        if (
+            self._config.nonfinite is OnNonfinite.skip
+            and skipped.skipped <= self._config.max_skipped
+        ):
+            return skipped
+        gave_up = f", as {progress.skipped} before it" if progress.skipped else ""
+        raise RunError(
+            f"the loss is {means['loss']}, its gradient's norm {means['grad_norm']} after "
+            f"{progress.samples_seen:,} samples{gave_up}; the weights are as they were before; "
+            f"look at {self._out.url}/{self._name(progress)}, then lower optimizer.lr or set "
+            "engine.precision=fp32 in a new out, or guards.nonfinite=skip"
+        )
+
+    def compare_ranks(self) -> None:
+        """Make sure that weights that all ranks hold are the same on all.
+
+        Raises:
+            RunError: They are not.
+        """
+        if self._engine.world.size > 1:
+            check_digests(self._engine.gather(weights_digest(self._engine.module)))
+
+    def _report(
+        self, progress: Progress, means: Mapping[str, float], micro_batches: Sequence[Any]
+    ) -> None:
+        """Say, and keep in the run, which samples and layers an update failed on."""
+        own = {
+            "rank": self._engine.world.rank,
+            "weights_not_finite": weights_not_finite(self._engine.module),
+            "batches": [self._diagnose(batch) for batch in micro_batches],
+        }
+        ranks = self._engine.gather(own)
+        if not self._engine.world.main:
+            return
+        told = {name: plain(value) for name, value in means.items()}
+        report = {"samples_seen": progress.samples_seen, **told, "ranks": ranks}
+        self._out.write(self._name(progress), json.dumps(report, indent=1).encode())
+        first = next(
+            (one for rank in ranks for one in rank["batches"] if one["first_not_finite"]), None
+        )
+        where = f"first in {first['first_not_finite']}" if first else "in the gradients alone"
+        say(
+            f"after {progress.samples_seen:,} samples a batch's loss or gradient is not finite, "
+            f"{where}; no weight was changed; its samples: {self._out.url}/{self._name(progress)}"
+        )
+
+    def _diagnose(self, batch: Any) -> dict[str, Any]:
+        module = self._engine.module
+        with diagnosed(module) as found, torch.no_grad():
+            losses = self._losses(module, batch, self._engine.device)["loss"]
+        return {
+            **found.json(),
+            "samples": sample_names(self._data, batch.places.tolist()),
+            "losses": [plain(loss) for loss in losses.tolist()],
+        }
+
+    @staticmethod
+    def _name(progress: Progress) -> str:
+        return f"nonfinite-{progress.updates:08d}.json"
