@@ -32,6 +32,7 @@ def bins_chart(lines: list[dict[str, Any]]) -> bytes | None:
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     axes = figure.add_subplot()
     axes.bar([*bins], [*bins.values()], color=BLUE)
+    axes.set_xticks([*bins])
     axes.set_title(f"held-out loss by time, after {found[-1]['samples_seen']:,} samples")
     axes.set_xlabel("part of the times, from the least noise to the most")
     axes.grid(alpha=0.3, axis="y")

@@ -78,7 +78,7 @@ def device_peak(device: torch.device, precision: Precision) -> Peak:
         known = peak_of(torch.cuda.get_device_name(device), precision)
         if known is not None:
             return known
-    return Peak(measured_peak(device, DTYPES[precision]), "measured in a matrix product")
+    return Peak(measured_peak(device, DTYPES[precision]), "by a matrix product")
 
 
 def measured_peak(device: torch.device, dtype: torch.dtype) -> float:

@@ -110,7 +110,7 @@ def test_a_cpu_is_measured_in_under_a_second() -> None:
     began = time.perf_counter()
     peak = device_peak(torch.device("cpu"), Precision.fp32)
     assert time.perf_counter() - began < 1
-    assert peak.source == "measured in a matrix product"
+    assert peak.source == "by a matrix product"
     # The same product by NumPy, within what a busy machine makes of it.
     factor = np.full((512, 512), 0.5, np.float32)
     tries = []

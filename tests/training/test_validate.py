@@ -1,5 +1,6 @@
 """The validation loss is what a plain computation gives, and measuring it changes nothing."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -181,9 +182,10 @@ def test_a_dataset_that_does_not_go_with_what_is_trained_on_is_refused(
     refused(folder, other, r"validation\.url=.*latents of another autoencoder")
 
 
-def test_validation_is_no_part_of_what_a_run_is(folder: Path) -> None:
-    train_small(folder / "latents", folder / "with", "train.samples=32")  # and goes on without it
-    assert checkpoint_of(folder / "with").progress.samples_seen == 32
+def test_validation_is_no_part_of_what_a_run_is(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "with", tmp_path / "run")
+    train_small(folder / "latents", tmp_path / "run", "train.samples=32")  # goes on without it
+    assert checkpoint_of(tmp_path / "run").progress.samples_seen == 32
 
 
 def test_prompts_need_to_know_what_made_the_latents(folder: Path) -> None:
