@@ -258,6 +258,12 @@ def _weights(config: AutoencoderConfig | None) -> None:
 
 
 def _cache(config: CacheCommand) -> None:
+    if config.cluster.minutes is not None:
+        raise UserError(
+            f"cluster.minutes={config.cluster.minutes}",
+            "is for training, which has a state to save; a cache can be stopped at any time",
+            "leave it out",
+        )
     if len(set(config.sizes)) != len(config.sizes):
         raise UserError(f"sizes={config.sizes}", "names a size twice", "name each once")
     if config.world_size is not None and config.cluster.processes > 1:

@@ -343,3 +343,8 @@ def test_validation_that_cannot_be_measured_is_refused(changes, message):
 
 def test_validation_of_another_dataset_is_allowed():
     check(_with("train", validation__url="held_out", validation__prompts=["a red apple"]))
+
+
+def test_a_time_limit_is_for_training():
+    check(_with("train", cluster__minutes=60.0))
+    assert _refused(_with("cache", cluster__minutes=60.0)).setting == "cluster.minutes=60.0"

@@ -20,6 +20,7 @@ from training.engine.checkpoint import (
     MODEL,
     Progress,
     checkpoint_steps,
+    first_of_each,
     latest_checkpoint,
     require_checkpoint,
     restore_optimizer,
@@ -176,6 +177,21 @@ def test_only_the_last_ones_are_kept(engine: Engine, out: Prefix) -> None:
         save(out, engine, updates, keep_last=3)
     assert out.names("checkpoints") == ["00000002", "00000003", "00000004"]
     assert out.read("latest") == b"00000004"
+
+
+def test_the_first_after_every_so_many_samples_is_kept_for_good(
+    engine: Engine, out: Prefix
+) -> None:
+    for updates in range(1, 9):  # of four samples each
+        progress = Progress(samples_seen=4 * updates, updates=updates)
+        save_checkpoint(out, engine, average(engine), progress, keep_last=1, keep_every=10)
+    # 12 is the first after 10, 20 and 32 those after 20 and 30.
+    assert out.names("checkpoints") == ["00000003", "00000005", "00000008"]
+
+
+def test_one_checkpoint_may_be_the_first_after_several_multiples() -> None:
+    assert first_of_each({"a": 4, "b": 25, "c": 26, "d": 31}, 10) == ["b", "d"]
+    assert first_of_each({}, 10) == []
 
 
 def test_what_a_killed_process_left_of_a_checkpoint_is_removed(engine: Engine, out: Prefix) -> None:
