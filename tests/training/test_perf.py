@@ -88,7 +88,6 @@ def test_a_copy_without_numbers_leaves_the_model_alone() -> None:
     [
         ("NVIDIA H100 80GB HBM3", Precision.bf16, 989.4),
         ("NVIDIA H100 PCIe", Precision.bf16, 756),
-        ("NVIDIA A100-SXM4-80GB", Precision.fp16, 312),
         ("NVIDIA A100-SXM4-80GB", Precision.fp32, 156),
         ("NVIDIA L40S", Precision.bf16, 362),
         ("NVIDIA L4", Precision.bf16, 121),
