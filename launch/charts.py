@@ -2,6 +2,7 @@
 
 import io
 import textwrap
+from collections.abc import Callable
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -47,20 +48,37 @@ def rate_chart(stages: Stages) -> bytes:
 
 
 def picture(findings: Findings) -> bytes:
-    """The whole report in one picture."""
-    figure = Figure(figsize=(11, 13), layout="constrained")
-    top, middle, bottom = figure.subfigures(3, 1, height_ratios=(4.4, 4.2, 3.2))
-    _draw_samples(top, findings)
-    axes = middle.add_subplot()
-    axes.set_axis_off()
-    axes.set_title("Held-out images, each row above its reconstructions")
+    """The whole report in one picture; what the run has not made takes no room."""
+    parts: list[tuple[float, Callable[[Any], None]]] = []
+    if findings.samples:
+        parts.append((4.4, lambda part: _draw_samples(part, findings)))
+    elif findings.grid is not None:
+        title = "Samples of the averaged weights, as the training made them last"
+        parts.append((4.4, lambda part: _draw_image(part, findings.grid, title)))
     if findings.reconstructions is not None:
-        axes.imshow(findings.reconstructions, interpolation="nearest")
-    left, centre, right = bottom.subplots(1, 3)
+        title_of = "Held-out images, each row above its reconstructions"
+        parts.append((4.2, lambda part: _draw_image(part, findings.reconstructions, title_of)))
+    parts.append((3.2, lambda part: _draw_figures(part, findings)))
+    heights = [height for height, _ in parts]
+    figure = Figure(figsize=(11, 1.1 * sum(heights)), layout="constrained")
+    places = figure.subfigures(len(parts), 1, height_ratios=heights, squeeze=False)
+    for place, (_, draw) in zip(places.flat, parts, strict=True):
+        draw(place)
+    return _png(figure)
+
+
+def _draw_image(figure: Any, image: Any, title: str) -> None:
+    axes = figure.add_subplot()
+    axes.set_axis_off()
+    axes.set_title(title)
+    axes.imshow(image, interpolation="nearest")
+
+
+def _draw_figures(figure: Any, findings: Findings) -> None:
+    left, centre, right = figure.subplots(1, 3)
     draw_loss(left, "autoencoder", findings.curves["autoencoder"])
     draw_loss(centre, "denoiser", findings.curves["denoiser"])
     draw_rates(right, findings.stages)
-    return _png(figure)
 
 
 def draw_loss(axes: Axes, name: str, lines: list[dict[str, Any]]) -> None:

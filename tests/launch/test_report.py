@@ -81,13 +81,22 @@ def test_a_run_that_was_not_evaluated_says_so(findings: Findings) -> None:
         reconstructions=None,
     )
     assert "Not measured" in page(bare, b"")
-    assert decode_image(picture(bare)).size > 0
+    drawn = decode_image(picture(bare))
+    assert drawn.shape[0] < drawn.shape[1]  # the charts alone
 
 
 def test_the_picture_shows_the_samples(findings: Findings) -> None:
     drawn = decode_image(picture(findings))
     assert drawn.shape[2] == 3
     assert (drawn == 0).all(axis=2).mean() > 0.01  # the black samples are there
+
+
+def test_the_grid_of_the_training_stands_in_for_samples(findings: Findings) -> None:
+    bare = replace(findings, samples=[], reconstructions=None)
+    grid = replace(bare, grid=np.zeros((64, 128, 3), np.uint8))
+    before, after = decode_image(picture(bare)), decode_image(picture(grid))
+    assert after.shape[0] > before.shape[0]
+    assert (after == 0).all(axis=2).sum() > (before == 0).all(axis=2).sum() + 10_000
 
 
 def test_what_was_measured_on_the_way_is_shown(findings: Findings) -> None:
