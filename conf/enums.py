@@ -77,6 +77,7 @@ class EngineKind(Enum):
     ddp = "ddp"
     zero1 = "zero1"
     zero2 = "zero2"
+    zero3 = "zero3"
 
 
 class Precision(Enum):

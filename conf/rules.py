@@ -116,7 +116,7 @@ def _training(config: AutoencoderCommand | TrainCommand) -> None:
         raise UserError(
             "engine=single",
             f"runs one rank, cluster.processes={config.cluster.processes} starts more",
-            "choose engine=ddp, zero1 or zero2, or cluster.processes=1",
+            "choose engine=ddp, zero1, zero2 or zero3, or cluster.processes=1",
         )
     if config.cluster.kind != "local":
         raise UserError(f"cluster={config.cluster.kind}", "is not known", "choose cluster=local")

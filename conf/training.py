@@ -31,7 +31,8 @@ class EngineConfig:
     """How training is spread over ranks."""
 
     kind: EngineKind = setting(
-        "single, ddp, or DeepSpeed's zero1 (optimizer state in shares) and zero2 (gradients too)",
+        "single, ddp, or DeepSpeed's zero1 (optimizer state in shares), zero2 (gradients too) and "
+        "zero3 (weights too)",
         EngineKind.single,
     )
     precision: Precision = setting(

@@ -28,21 +28,36 @@ def update_ema(ema: list[Tensor], weights: list[Tensor], weight: float) -> None:
 def averaged(module: nn.Module, ema: Sequence[Tensor]) -> Iterator[None]:
     """The averaged weights in a model's place, in evaluation mode, for the length of a block.
 
-    Parameters point to the averages and then back to their own memory: nothing is copied, so that
-    the weights come back bit for bit, and an engine that keeps views of them notices nothing.
+    Args:
+        module: The plain model.
+        ema: Whole, in the order of its parameters; not to be changed within the block.
+    """
+    training = module.training
+    try:
+        with pointed(module, ema):
+            module.eval()
+            yield
+    finally:
+        module.train(training)
+
+
+@contextmanager
+def pointed(module: nn.Module, tensors: Sequence[Tensor]) -> Iterator[None]:
+    """Other tensors in the place of a model's weights, for the length of a block.
+
+    Parameters point to them and then back to their own memory: nothing is copied, so that the
+    weights come back bit for bit, and an engine that keeps views of them notices nothing.
 
     Args:
-        module: The plain model; this rank holds all of its weights.
-        ema: In the order of its parameters; not to be changed within the block.
+        module: The plain model.
+        tensors: In the order of its parameters; not to be changed within the block.
     """
-    parameters, training = list(module.parameters()), module.training
+    parameters = list(module.parameters())
     own = [parameter.data for parameter in parameters]
     try:
-        for parameter, average in zip(parameters, ema, strict=True):
-            parameter.data = average
-        module.eval()
+        for parameter, tensor in zip(parameters, tensors, strict=True):
+            parameter.data = tensor
         yield
     finally:
         for parameter, weights in zip(parameters, own, strict=True):
             parameter.data = weights
-        module.train(training)

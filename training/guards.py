@@ -15,7 +15,9 @@ from data.corpus import Corpus
 from data.say import say
 from data.storage import Prefix
 from training.diagnose import diagnosed, plain, sample_names, weights_not_finite
+from training.ema import pointed
 from training.engine.checkpoint import Progress
+from training.engine.shares import kept_weights, whole, without_gathering
 from training.engine.strategy import Engine
 from training.perf import Losses
 
@@ -134,23 +136,26 @@ class Guards:
         )
 
     def compare_ranks(self) -> None:
-        """Make sure that weights that all ranks hold are the same on all.
+        """Make sure that weights that all ranks hold are the same on all; ZeRO-3 has none such.
 
         Raises:
             RunError: They are not.
         """
-        if self._engine.world.size > 1:
+        if self._engine.world.size > 1 and not self._engine.weights_in_shares:
             check_digests(self._engine.gather(weights_digest(self._engine.module)))
 
     def _report(
         self, progress: Progress, means: Mapping[str, float], micro_batches: Sequence[Any]
     ) -> None:
         """Say, and keep in the run, which samples and layers an update failed on."""
-        own = {
-            "rank": self._engine.world.rank,
-            "weights_not_finite": weights_not_finite(self._engine.module),
-            "batches": [self._diagnose(batch) for batch in micro_batches],
-        }
+        module = self._engine.module
+        weights = [*whole(self._engine, kept_weights(self._engine))]
+        with without_gathering(self._engine), pointed(module, weights):
+            own = {
+                "rank": self._engine.world.rank,
+                "weights_not_finite": weights_not_finite(module),
+                "batches": [self._diagnose(batch) for batch in micro_batches],
+            }
         ranks = self._engine.gather(own)
         if not self._engine.world.main:
             return

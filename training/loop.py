@@ -28,6 +28,7 @@ from training.engine.checkpoint import (
     restore_optimizer,
     save_checkpoint,
 )
+from training.engine.shares import kept_of, kept_weights, whole, without_gathering
 from training.engine.strategy import Engine, build_engine
 from training.engine.world import current_world
 from training.guards import Guards
@@ -149,7 +150,7 @@ class _Loop:
         self.start = self.progress = self.saved = start
         self.ema = ema
         self.use = use
-        self.weights = [parameter.detach() for parameter in engine.module.parameters()]
+        self.weights = kept_weights(engine)
         self.began = time.perf_counter()
         self.interval = Interval()
         self.guards = Guards(config.guards, engine, task.data, task.losses, out)
@@ -257,7 +258,8 @@ class _Loop:
         if not due:
             return
         began, seen = time.perf_counter(), self.progress.samples_seen
-        with averaged(self.engine.module, self.ema):
+        averages = [*whole(self.engine, self.ema)]
+        with without_gathering(self.engine), averaged(self.engine.module, averages):
             found = [one.look(self.engine) for one in due]
         for one in found:
             if one.values:
@@ -293,10 +295,8 @@ def _sum(engine: Engine, value: float) -> float:
 
 
 def _start_ema(engine: Engine, checkpoint: Checkpoint | None) -> list[Tensor]:
-    """The averaged weights: the checkpoint's, or a copy of the fresh ones."""
-    named = list(engine.module.named_parameters())
+    """What this rank keeps of the averages: the checkpoint's, or a copy of the fresh weights."""
     if checkpoint is None:
-        return [parameter.detach().clone() for _, parameter in named]
+        return [weights.clone() for weights in kept_weights(engine)]
     restore_optimizer(engine, checkpoint)
-    kept = checkpoint.tensors(EMA)
-    return [torch.empty_like(p).copy_(kept[name]) for name, p in named]
+    return kept_of(engine, checkpoint.tensors(EMA))

@@ -1,4 +1,4 @@
-"""Every engine, on one rank or two, with accumulation or without, takes the same steps."""
+"""Every engine, on 1, 2 or 4 ranks, with accumulation or without, takes the same steps."""
 
 from pathlib import Path
 
@@ -21,12 +21,14 @@ SETTINGS = (
     "tracking.log_every_samples=8",
 )
 CLIP_NORMS = {"clipped": 0.2, "unclipped": 0}  # gradients have a norm of about 1
+KINDS = ("ddp", "zero1", "zero2", "zero3")
 CASES = [
     (ranks, kind, steps, clip)
     for ranks in (1, 2)
-    for kind in ("ddp", "zero1", "zero2")
+    for kind in KINDS
     for steps, clip in ((2, "clipped"), (1, "unclipped"))
 ]
+CASES += [(4, kind, 2, "clipped") for kind in KINDS]
 
 
 def folder_of(root: Path, ranks: int, kind: str, steps: int, clip: str) -> Path:
@@ -46,7 +48,7 @@ def settings_of(ranks: int, kind: str, steps: int, clip: str) -> tuple[str, ...]
 def runs(tmp_path_factory: pytest.TempPathFactory, latents: Path) -> Path:
     """The folder of all runs."""
     root = tmp_path_factory.mktemp("runs")
-    for ranks in (1, 2):
+    for ranks in (1, 2, 4):
         cases = [case for case in CASES if case[0] == ranks]
         if ranks == 1:
             cases += [(1, "single", 1, clip) for clip in CLIP_NORMS]

@@ -17,10 +17,11 @@ from tests.helpers.latents import adam_moments, assert_close, assert_equal, chec
 from tests.helpers.ranks import run_ranks
 from training.diffuse import build_unet
 from training.engine.checkpoint import EMA, MODEL, restore_optimizer, save_checkpoint
+from training.engine.shares import kept_of
 from training.engine.strategy import build_engine
 from training.run import read_run
 
-ENGINES = (("single", 1), ("ddp", 2), ("zero1", 2), ("zero2", 2))
+ENGINES = (("single", 1), ("ddp", 2), ("zero1", 2), ("zero2", 2), ("zero3", 2))
 HALF, WHOLE = "train.samples=32", "train.samples=64"  # four and eight steps
 # Dropout is drawn anew for every rank: it has no place where the number of ranks changes.
 PORTABLE = ("unet.dropout=0", "optimizer.eps=1e-2", "optimizer.lr=0.1", "engine=zero2")
@@ -82,7 +83,7 @@ def _restore_and_save(latents: Path, source: Path, kind: str, target: Path) -> N
     optimizer = OptimizerConfig()
     engine = build_engine(EngineKind(kind), Precision.fp32, optimizer, model, 1, 1)
     restore_optimizer(engine, checkpoint)
-    ema = list(checkpoint.tensors(EMA).values())
+    ema = kept_of(engine, checkpoint.tensors(EMA))
     out = open_prefix(str(target), "out")
     save_checkpoint(out, engine, ema, checkpoint.progress, keep_last=1)
     if engine.world.main:
@@ -93,15 +94,21 @@ def _restore_and_save(latents: Path, source: Path, kind: str, target: Path) -> N
 def test_moments_survive_any_change_of_engine_and_ranks(runs: Path, latents: Path) -> None:
     two_ranks = runs / "zero2_at_once"
     folder = runs / "moved"
-    moves = [(two_ranks, kind, folder / f"1-{kind}") for kind in ("single", "ddp", "zero1")]
+    moves = [
+        (two_ranks, kind, folder / f"1-{kind}") for kind in ("single", "ddp", "zero1", "zero3")
+    ]
     run_ranks(restore_and_save, 1, latents, moves)
     back = [
         (folder / "1-single", "zero2", folder / "2-zero2"),
         (folder / "1-ddp", "zero1", folder / "2-zero1"),
-        (folder / "1-zero1", "ddp", folder / "2-ddp"),
+        (folder / "1-zero1", "zero3", folder / "2-zero3"),
+        (folder / "1-zero3", "ddp", folder / "2-ddp"),
     ]
     run_ranks(restore_and_save, 2, latents, back)
     wanted = adam_moments(checkpoint_of(two_ranks))
     assert all(value.any() for value in wanted.values())
     for _, _, place in (*moves, *back):
-        assert_equal(adam_moments(checkpoint_of(place)), wanted)
+        moved = checkpoint_of(place)
+        assert_equal(adam_moments(moved), wanted)
+        for file in (MODEL, EMA):
+            assert_equal(moved.tensors(file), checkpoint_of(two_ranks).tensors(file))

@@ -10,7 +10,7 @@ from tests.helpers.latents import adam_moments, assert_close, checkpoint_of, wri
 from tests.helpers.ranks import run_ranks
 from training.engine.checkpoint import EMA, MODEL
 
-KINDS = ("ddp", "zero1", "zero2")
+KINDS = ("ddp", "zero1", "zero2", "zero3")
 SETTINGS = (
     "guards.nonfinite=skip",
     "guards.digest_every_samples=8",

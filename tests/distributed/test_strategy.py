@@ -13,9 +13,11 @@ from conf.errors import UserError
 from conf.training import OptimizerConfig
 from tests.helpers.engines import forget_engine
 from tests.helpers.ranks import run_ranks
+from training.engine.shares import kept_weights
 from training.engine.strategy import Engine, build_engine, flat_partitions
 
-CASES = [(kind, precision) for kind in ("ddp", "zero1", "zero2") for precision in ("fp32", "bf16")]
+KINDS = ("ddp", "zero1", "zero2", "zero3")
+CASES = [(kind, precision) for kind in KINDS for precision in ("fp32", "bf16")]
 
 
 class Network(nn.Module):
@@ -51,7 +53,8 @@ def describe_engine(kind: str, precision: str) -> dict[str, Any]:
     torch.manual_seed(0)
     network = Network()
     engine = build(kind, precision, network)
-    before = network.linear.weight.detach().clone()
+    weights = kept_weights(engine)
+    before = weights[0].clone()
     batch = torch.randn(2, 64)
     engine.update([batch], lambda values: {"loss": engine.model(values).float().mean(1)}, lr=0.25)
     partitions = flat_partitions(engine) if engine.zero_stage else []
@@ -66,7 +69,9 @@ def describe_engine(kind: str, precision: str) -> dict[str, Any]:
         "met": network.met,
         "weights": {parameter.dtype for parameter in network.parameters()},
         # Adam's first step is as long as the learning rate, whatever the gradient.
-        "step": float((network.linear.weight - before).abs().mean()),
+        "step": float((weights[0] - before).abs().mean()),
+        "kept": sum(own.numel() for own in weights),
+        "there": network.linear.weight.numel(),
     }
     engine.close()
     return facts
@@ -79,7 +84,7 @@ def facts() -> list[dict[tuple[str, str], dict[str, Any]]]:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize(("kind", "stage"), [("zero1", 1), ("zero2", 2)])
+@pytest.mark.parametrize(("kind", "stage"), [("zero1", 1), ("zero2", 2), ("zero3", 3)])
 def test_deepspeed_runs_and_halves_the_optimizer_state(
     facts: list[Any], kind: str, stage: int, precision: str
 ) -> None:
@@ -100,7 +105,15 @@ def test_ddp_runs_and_keeps_the_whole_state_on_every_rank(facts: list[Any]) -> N
         assert fact["moments"] == 64 * 33 + 33
 
 
-@pytest.mark.parametrize("kind", ["ddp", "zero1", "zero2"])
+def test_zero3_halves_the_weights_too(facts: list[Any]) -> None:
+    for rank in facts:
+        fact = rank["zero3", "fp32"]
+        assert fact["kept"] == fact["partition"]
+        assert fact["there"] == 0
+        assert rank["zero2", "fp32"]["kept"] == rank["zero2", "fp32"]["there"] + 33
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_bf16_reaches_the_layers_and_leaves_the_weights(facts: list[Any], kind: str) -> None:
     for rank in facts:
         assert rank[kind, "bf16"]["met"] == {torch.bfloat16}

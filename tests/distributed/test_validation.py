@@ -25,7 +25,7 @@ WATCHED = (
     "validation.grid_every_samples=16",
     "validation.sampler.steps=3",
 )
-KINDS = ("ddp", "zero2")
+KINDS = ("ddp", "zero2", "zero3")
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cases: list[tuple[Path, tuple[str, ...]]] = []
     for kind in KINDS:
         cases.append((root / kind, (*watched, f"engine={kind}")))
-    cases.append((root / "unwatched", (*TRAINING, "engine=zero2")))
+    for kind in ("zero2", "zero3"):
+        cases.append((root / f"{kind}_unwatched", (*TRAINING, f"engine={kind}")))
     run_ranks(train_in_turn, 2, root / "latents", cases)
     encoders = ("autoencoder=trained", f"autoencoder.url={autoencoder}", "text_encoder=minilm")
     on_images = (f"data.url={root / 'images'}", f"validation.url={root / 'held_out_images'}")
@@ -77,8 +78,9 @@ def test_images_have_the_value_of_their_latents(runs: Path) -> None:
     assert grids[0] == grids[1]
 
 
-def test_weights_and_averages_come_back_bit_for_bit(runs: Path) -> None:
-    one, two = checkpoint_of(runs / "zero2"), checkpoint_of(runs / "unwatched")
+@pytest.mark.parametrize("kind", ["zero2", "zero3"])
+def test_weights_and_averages_come_back_bit_for_bit(runs: Path, kind: str) -> None:
+    one, two = checkpoint_of(runs / kind), checkpoint_of(runs / f"{kind}_unwatched")
     assert_equal(one.tensors(MODEL), two.tensors(MODEL))
     assert_equal(one.tensors(EMA), two.tensors(EMA))
 

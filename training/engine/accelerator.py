@@ -80,9 +80,10 @@ def _tame_deepspeed() -> None:
     # that outlives a killed process, and then every later start waits for it without end.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    warnings.filterwarnings(
-        "ignore", "`torch.distributed.all_gather_into_tensor` is deprecated", FutureWarning
-    )
+    for name in ("all_gather_into_tensor", "reduce_scatter_tensor"):
+        warnings.filterwarnings(
+            "ignore", f"`torch.distributed.{name}` is deprecated", FutureWarning
+        )
 
 
 def _single_rank_environment() -> None:
@@ -93,6 +94,15 @@ def _single_rank_environment() -> None:
     for name, value in {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_PORT": port}.items():
         os.environ.setdefault(name, str(value))
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+
+
+def _stage3_config(parameters: int) -> dict[str, Any]:
+    """How many weights a rank may hold beyond its share."""
+    return {
+        # Small parameters stay whole on every rank, for a message each would cost more time than
+        # they take memory. DeepSpeed's own limit is 100,000, which is all of a small model.
+        "stage3_param_persistence_threshold": min(100_000, parameters // 1000),
+    }
 
 
 def _deepspeed_config(
@@ -111,6 +121,7 @@ def _deepspeed_config(
             "contiguous_gradients": True,
             "reduce_bucket_size": bucket,
             "allgather_bucket_size": bucket,
+            **(_stage3_config(parameters) if stage == 3 else {}),
         },
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 2**31,

@@ -17,6 +17,7 @@ from data.manifest import sha256
 from data.say import say
 from data.storage import Prefix
 from training.engine.fragments import Fragment, collect_fragments, restore_fragments
+from training.engine.shares import kept_weights, whole
 from training.engine.strategy import Engine
 
 FOLDER = "checkpoints"
@@ -75,17 +76,17 @@ def save_checkpoint(
     Args:
         out: The run.
         engine: The engine; every rank calls this.
-        ema: Averaged weights in the order of the model's parameters.
+        ema: What this rank keeps of the averaged weights, as `kept_weights` has it.
         progress: Where the run is.
         keep_last: Newest checkpoints to keep, this one included.
         keep_every: Samples; the first checkpoint after each multiple of it is kept too.
     """
     folder = out / f"{FOLDER}/{progress.updates:08d}"
     contents = {f"optimizer-{engine.world.rank:05d}.safetensors": _fragments(engine)}
-    if engine.world.main:
-        names = [name for name, _ in engine.module.named_parameters()]
-        contents[MODEL] = save({k: v.contiguous() for k, v in engine.module.state_dict().items()})
-        contents[EMA] = save({k: v.contiguous() for k, v in zip(names, ema, strict=True)})
+    for name, kept in ((MODEL, kept_weights(engine)), (EMA, ema)):
+        content = _whole_weights(engine, kept)
+        if content is not None:
+            contents[name] = content
     written = {}
     for name, content in contents.items():
         folder.write(name, content)
@@ -212,6 +213,16 @@ def _cut(pieces: Iterable[tuple[int, Tensor]], start: int, length: int) -> Tenso
             filled += high - low
     assert filled == length, f"{filled} of {length} elements found"
     return result
+
+
+def _whole_weights(engine: Engine, kept: list[Tensor]) -> bytes | None:
+    """A safetensors file of whole weights, on rank 0; the others only give what they keep."""
+    tensors = {}
+    names = [name for name, _ in engine.module.named_parameters()]
+    for name, tensor in zip(names, whole(engine, kept), strict=True):
+        if engine.world.main:
+            tensors[name] = tensor.cpu().contiguous()
+    return save(tensors) if engine.world.main else None
 
 
 def _fragments(engine: Engine) -> bytes:

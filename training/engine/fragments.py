@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from training.engine.shares import share_of
 from training.engine.strategy import Engine, flat_partitions
 
 STATES = ("exp_avg", "exp_avg_sq")
@@ -71,6 +72,13 @@ def _views(engine: Engine) -> Iterator[tuple[Fragment, Tensor]]:
         for kind in STATES:
             if not engine.zero_stage:
                 yield Fragment(name, kind, 0), engine.adamw.state[parameter][kind]
+            elif engine.weights_in_shares:
+                zero = engine.model.optimizer
+                group, offset, _ = zero.grad_position[zero.get_param_id(parameter)]
+                start, length = share_of(parameter, engine.world.rank)
+                if length:
+                    state = engine.adamw.state[flat_partitions(engine)[group]][kind]
+                    yield Fragment(name, kind, start), state.narrow(0, offset, length)
             elif (mapping := parameter._hp_mapping) is not None:
                 partition = flat_partitions(engine)[mapping.param_group_index]
                 place = mapping.hp_fragment_address

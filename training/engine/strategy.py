@@ -21,7 +21,7 @@ from training.device import autocast_forward, keep_freed_memory
 from training.engine.accelerator import build_accelerator, leave_process_group
 from training.engine.world import World, current_world
 
-ZERO_STAGES = {EngineKind.zero1: 1, EngineKind.zero2: 2}
+ZERO_STAGES = {EngineKind.zero1: 1, EngineKind.zero2: 2, EngineKind.zero3: 3}
 
 
 class Engine:
@@ -55,6 +55,11 @@ class Engine:
         self._optimizer = optimizer
         self.adamw = adamw
         self.zero_stage = zero_stage
+
+    @property
+    def weights_in_shares(self) -> bool:
+        """Whether this rank keeps a share of the weights, and the module's parameters are empty."""
+        return self.zero_stage == 3
 
     def update(
         self, micro_batches: Iterable[Any], losses: Callable[[Any], Mapping[str, Tensor]], lr: float
@@ -208,13 +213,20 @@ def _check(engine: Engine, kind: EngineKind, world: World, accelerator: Any) -> 
     if engine.zero_stage:
         assert engine.model.zero_optimization_stage() == engine.zero_stage
         own = sum(part.numel() for part in flat_partitions(engine))
-        every = sum(parameter.numel() for parameter in engine.module.parameters())
-        # Each partition is padded to an even length.
-        assert own < every / world.size + 1024 * world.size, (
-            f"optimizer state is not partitioned: {kind}"
-        )
+        parameters = list(engine.module.parameters())
+        every = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in parameters)
+        # Each partition is padded to an even length; of ZeRO-3, each parameter's.
+        padding = len(parameters) * world.size if engine.weights_in_shares else 1024 * world.size
+        assert own <= every / world.size + padding, f"optimizer state is not partitioned: {kind}"
+        if engine.weights_in_shares:
+            assert not any(  # small ones stay on every rank
+                parameter.numel() for parameter in parameters if not parameter.ds_persist
+            ), "weights are not partitioned"
 
 
 def flat_partitions(engine: Engine) -> list[Tensor]:
     """This rank's flat pieces of the weights under ZeRO; the optimizer's state is keyed by them."""
-    return list(engine.model.optimizer.single_partition_of_fp32_groups)
+    zero = engine.model.optimizer
+    if engine.weights_in_shares:
+        return list(zero.fp32_partitioned_groups_flat)
+    return list(zero.single_partition_of_fp32_groups)
