@@ -20,6 +20,7 @@ from conf.schema import (
     TrainCommand,
     VerifyCommand,
 )
+from conf.training import EngineConfig
 
 MAY_BE_EMPTY = ("attention_levels", "sizes")
 
@@ -118,9 +119,34 @@ def _training(config: AutoencoderCommand | TrainCommand) -> None:
             f"runs one rank, cluster.processes={config.cluster.processes} starts more",
             "choose engine=ddp, zero1, zero2 or zero3, or cluster.processes=1",
         )
+    _engine(config.engine)
     if config.cluster.kind != "local":
         raise UserError(f"cluster={config.cluster.kind}", "is not known", "choose cluster=local")
     micro_batch(config.batch_size, config.micro_batch_size, config.cluster.processes)
+
+
+def _engine(config: EngineConfig) -> None:
+    kind, zero = config.kind, (EngineKind.zero1, EngineKind.zero2, EngineKind.zero3)
+    refused = {
+        "offload_optimizer": (
+            kind not in zero,
+            "needs an optimizer in shares",
+            "choose engine=zero1, zero2 or zero3",
+        ),
+        "offload_parameters": (
+            kind is not EngineKind.zero3,
+            "needs shares of the weights",
+            "choose engine=zero3",
+        ),
+        "compile": (
+            kind is EngineKind.zero3,
+            "does not go with engine=zero3, which sends for weights layer by layer",
+            "choose engine=zero2, or leave it out",
+        ),
+    }
+    for name, (wrong_here, wrong, remedy) in refused.items():
+        if getattr(config, name) and wrong_here:
+            raise UserError(f"engine.{name}=true", wrong, remedy)
 
 
 def _diffusion(config: DiffusionConfig) -> None:

@@ -43,6 +43,17 @@ class EngineConfig:
         "memory, a third more work",
         False,
     )
+    compile: bool = setting(
+        "have torch.compile make code for the model: faster on a GPU after minutes at the start",
+        False,
+    )
+    offload_optimizer: bool = setting(
+        "with zero1 to zero3: keep the optimizer's state, and update the weights, in host memory",
+        False,
+    )
+    offload_parameters: bool = setting(
+        "with zero3: keep the shares of the weights in host memory", False
+    )
 
 
 @dataclass(kw_only=True, slots=True)

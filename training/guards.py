@@ -173,7 +173,9 @@ class Guards:
 
     def _diagnose(self, batch: Any) -> dict[str, Any]:
         module = self._engine.module
-        with diagnosed(module) as found, torch.no_grad():
+        # Compiled code would call none of the hooks.
+        plainly = torch.compiler.set_stance("force_eager")
+        with diagnosed(module) as found, torch.no_grad(), plainly:
             losses = self._losses(module, batch, self._engine.device)["loss"]
         return {
             **found.json(),

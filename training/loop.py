@@ -19,6 +19,7 @@ from data.retry import StoppedWaiting
 from data.say import say
 from data.storage import Prefix, open_prefix
 from training.ema import averaged, ema_weight, update_ema
+from training.engine.accelerator import Offload
 from training.engine.checkpoint import (
     EMA,
     MODEL,
@@ -102,6 +103,8 @@ def train(config: TrainingConfigs, task: Task) -> None:
     shapes = meta_copy(task.model)  # before an engine changes what the model does
     if config.engine.recompute:
         recompute_blocks(task.model)
+    if config.engine.compile:
+        task.model.compile()
     engine = build_engine(
         config.engine.kind,
         config.engine.precision,
@@ -109,6 +112,7 @@ def train(config: TrainingConfigs, task: Task) -> None:
         task.model,
         micro,
         config.batch_size // (micro * world.size),
+        Offload(config.engine.offload_optimizer, config.engine.offload_parameters),
     )
     if len(set(engine.gather(start))) > 1:
         raise RunError(f"{out.url}: the ranks do not see the same checkpoints; run again")

@@ -348,3 +348,23 @@ def test_validation_of_another_dataset_is_allowed():
 def test_a_time_limit_is_for_training():
     check(_with("train", cluster__minutes=60.0))
     assert _refused(_with("cache", cluster__minutes=60.0)).setting == "cluster.minutes=60.0"
+
+
+@pytest.mark.parametrize("command", ["autoencoder", "train"])
+@pytest.mark.parametrize(
+    ("setting", "taken"),
+    [
+        ("offload_optimizer", ("zero1", "zero2", "zero3")),
+        ("offload_parameters", ("zero3",)),
+        ("compile", ("single", "ddp", "zero1", "zero2")),
+    ],
+)
+def test_settings_of_an_engine_are_refused_with_others(command, setting, taken):
+    for kind in EngineKind:
+        config = _with(command, **{"engine__kind": kind, f"engine__{setting}": True})
+        if kind.value in taken:
+            check(config)
+        else:
+            error = _refused(config)
+            assert error.setting == f"engine.{setting}=true"
+            assert "engine=zero" in error.remedy

@@ -21,6 +21,15 @@ SETTINGS = (
     "tracking.log_every_samples=8",
 )
 CLIP_NORMS = {"clipped": 0.2, "unclipped": 0}  # gradients have a norm of about 1
+OFFLOADED = {  # beside the engines proper
+    "zero2_offloaded": ("engine=zero2", "engine.offload_optimizer=true"),
+    "zero3_offloaded": (
+        "engine=zero3",
+        "engine.offload_optimizer=true",
+        "engine.offload_parameters=true",
+        "engine.recompute=true",
+    ),
+}
 KINDS = ("ddp", "zero1", "zero2", "zero3")
 CASES = [
     (ranks, kind, steps, clip)
@@ -28,6 +37,7 @@ CASES = [
     for kind in KINDS
     for steps, clip in ((2, "clipped"), (1, "unclipped"))
 ]
+CASES += [(2, kind, 2, "clipped") for kind in OFFLOADED]
 CASES += [(4, kind, 2, "clipped") for kind in KINDS]
 
 
@@ -38,7 +48,7 @@ def folder_of(root: Path, ranks: int, kind: str, steps: int, clip: str) -> Path:
 def settings_of(ranks: int, kind: str, steps: int, clip: str) -> tuple[str, ...]:
     return (
         *SETTINGS,
-        f"engine={kind}",
+        *OFFLOADED.get(kind, (f"engine={kind}",)),
         f"micro_batch_size={8 // ranks // steps}",
         f"optimizer.clip_norm={CLIP_NORMS[clip]}",
     )

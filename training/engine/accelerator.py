@@ -4,6 +4,7 @@ import logging
 import os
 import socket
 import warnings
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,11 +15,31 @@ import torch.distributed.nn.functional
 
 from training.engine.world import current_world
 
+
+@dataclass(frozen=True, slots=True)
+class Offload:
+    """What ZeRO keeps in host memory.
+
+    Args:
+        optimizer: The optimizer's state and the float32 shares that it updates.
+        parameters: The shares of the weights, with ZeRO-3.
+    """
+
+    optimizer: bool = False
+    parameters: bool = False
+
+
+NOTHING = Offload()
 LARGEST_BUCKET = 500_000_000  # elements; DeepSpeed's own default
 
 
 def build_accelerator(
-    zero_stage: int, clip_norm: float, micro: int, accumulation: int, parameters: int
+    zero_stage: int,
+    clip_norm: float,
+    micro: int,
+    accumulation: int,
+    offload: Offload,
+    parameters: int,
 ) -> Any:
     """An Accelerator that really runs the engine asked for, on GPUs or on gloo.
 
@@ -27,6 +48,7 @@ def build_accelerator(
         clip_norm: Global norm that DeepSpeed clips gradients to; 0 is off.
         micro: Samples of a rank's micro-batch.
         accumulation: Micro-batches of an optimizer step.
+        offload: What DeepSpeed keeps in host memory.
         parameters: Size of the model.
     """
     if zero_stage:
@@ -45,9 +67,8 @@ def build_accelerator(
     plugin = None
     if zero_stage:
         _tame_deepspeed()
-        plugin = DeepSpeedPlugin(
-            hf_ds_config=_deepspeed_config(zero_stage, clip_norm, micro, accumulation, parameters)
-        )
+        config = _deepspeed_config(zero_stage, clip_norm, micro, accumulation, offload, parameters)
+        plugin = DeepSpeedPlugin(hf_ds_config=config)
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     return Accelerator(
         # Without `cpu`, ranks on CPUs run side by side and never exchange a gradient; with it,
@@ -105,8 +126,19 @@ def _stage3_config(parameters: int) -> dict[str, Any]:
     }
 
 
+def _offload_config(offload: Offload) -> dict[str, Any]:
+    host = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    wanted = {"offload_optimizer": offload.optimizer, "offload_param": offload.parameters}
+    return {name: host for name, is_wanted in wanted.items() if is_wanted}
+
+
 def _deepspeed_config(
-    stage: int, clip_norm: float, micro: int, accumulation: int, parameters: int
+    stage: int,
+    clip_norm: float,
+    micro: int,
+    accumulation: int,
+    offload: Offload,
+    parameters: int,
 ) -> dict[str, Any]:
     # DeepSpeed allocates a whole bucket, 2 GB by default, however small the model is; it wants an
     # even number of elements.
@@ -121,6 +153,7 @@ def _deepspeed_config(
             "contiguous_gradients": True,
             "reduce_bucket_size": bucket,
             "allgather_bucket_size": bucket,
+            **_offload_config(offload),
             **(_stage3_config(parameters) if stage == 3 else {}),
         },
         "zero_force_ds_cpu_optimizer": False,

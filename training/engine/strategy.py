@@ -18,7 +18,7 @@ from conf.enums import EngineKind, Precision
 from conf.errors import UserError
 from conf.training import OptimizerConfig
 from training.device import autocast_forward, keep_freed_memory
-from training.engine.accelerator import build_accelerator, leave_process_group
+from training.engine.accelerator import NOTHING, Offload, build_accelerator, leave_process_group
 from training.engine.world import World, current_world
 
 ZERO_STAGES = {EngineKind.zero1: 1, EngineKind.zero2: 2, EngineKind.zero3: 3}
@@ -73,8 +73,8 @@ class Engine:
 
         Returns:
             The means over the global batch, `grad_norm` before clipping, and `applied`: 0 if that
-            norm is not finite. Then weights and optimizer are what they were, on every rank: the
-            norm is that of the gradients of all ranks.
+            norm, or a loss, is not finite. Then weights and optimizer are what they were, on every
+            rank: the norm is that of the gradients of all ranks.
         """
         for group in self.adamw.param_groups:
             group["lr"] = lr
@@ -83,7 +83,7 @@ class Engine:
         for batch in micro_batches:
             with self._accelerator.accumulate(self.model):
                 values = losses(batch)
-                self._accelerator.backward(values["loss"].mean())
+                self._accelerator.backward(nan_unless_finite(values["loss"].mean()))
                 if self._accelerator.sync_gradients:
                     norm = self._clip()
                 # DeepSpeed has stepped within the backward pass, or has not for the same reason.
@@ -139,6 +139,15 @@ class Engine:
             leave_process_group(self.zero_stage)
 
 
+def nan_unless_finite(loss: Tensor) -> Tensor:
+    """A loss whose gradient is nan throughout if it is not finite itself, and unchanged if it is.
+
+    So the gradients' norm, which is that of all ranks, tells of every loss too.
+    """
+    value = loss.detach()
+    return loss * torch.where(value.isfinite(), 1.0, torch.nan)
+
+
 def build_engine(
     kind: EngineKind,
     precision: Precision,
@@ -146,6 +155,7 @@ def build_engine(
     model: nn.Module,
     micro_batch_size: int,
     accumulation_steps: int,
+    offload: Offload = NOTHING,
 ) -> Engine:
     """Wrap a model for training.
 
@@ -156,6 +166,7 @@ def build_engine(
         model: The plain model, its float32 weights already loaded and the same on every rank.
         micro_batch_size: Samples of a rank's micro-batch.
         accumulation_steps: Micro-batches of an optimizer step.
+        offload: What lies in host memory; only under ZeRO.
 
     Raises:
         UserError: The launcher started more ranks than the engine can use.
@@ -178,6 +189,7 @@ def build_engine(
         optimizer_config.clip_norm,
         micro_batch_size,
         accumulation_steps,
+        offload,
         sum(parameter.numel() for parameter in model.parameters()),
     )
     if accelerator.device.type == "cpu":
@@ -198,11 +210,13 @@ def build_engine(
     engine = Engine(
         accelerator, wrapped, model, prepared, optimizer, optimizer_config.clip_norm, zero_stage
     )
-    _check(engine, kind, world, accelerator)
+    _check(engine, kind, world, accelerator, offload)
     return engine
 
 
-def _check(engine: Engine, kind: EngineKind, world: World, accelerator: Any) -> None:
+def _check(
+    engine: Engine, kind: EngineKind, world: World, accelerator: Any, offload: Offload
+) -> None:
     """Make sure that what runs is what was asked for: libraries have fallen back in silence."""
     from accelerate.utils import DistributedType
 
@@ -222,6 +236,8 @@ def _check(engine: Engine, kind: EngineKind, world: World, accelerator: Any) -> 
             assert not any(  # small ones stay on every rank
                 parameter.numel() for parameter in parameters if not parameter.ds_persist
             ), "weights are not partitioned"
+        there = "cpu" if offload.optimizer else engine.device.type
+        assert all(part.device.type == there for part in flat_partitions(engine)), there
 
 
 def flat_partitions(engine: Engine) -> list[Tensor]:
