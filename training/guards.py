@@ -17,7 +17,7 @@ from data.storage import Prefix
 from training.diagnose import diagnosed, plain, sample_names, weights_not_finite
 from training.ema import pointed
 from training.engine.checkpoint import Progress
-from training.engine.shares import kept_weights, whole, without_gathering
+from training.engine.shares import whole_weights, without_gathering
 from training.engine.strategy import Engine
 from training.perf import Losses
 
@@ -149,7 +149,7 @@ class Guards:
     ) -> None:
         """Say, and keep in the run, which samples and layers an update failed on."""
         module = self._engine.module
-        weights = [*whole(self._engine, kept_weights(self._engine))]
+        weights = [*whole_weights(self._engine)]
         with without_gathering(self._engine), pointed(module, weights):
             own = {
                 "rank": self._engine.world.rank,

@@ -110,7 +110,15 @@ def test_zero3_halves_the_weights_too(facts: list[Any]) -> None:
         fact = rank["zero3", "fp32"]
         assert fact["kept"] == fact["partition"]
         assert fact["there"] == 0
-        assert rank["zero2", "fp32"]["kept"] == rank["zero2", "fp32"]["there"] + 33
+        assert rank["zero2", "fp32"]["there"] == 64 * 33
+
+
+@pytest.mark.parametrize("kind", ["zero1", "zero2"])
+def test_ranks_average_halves_of_the_weights(facts: list[Any], kind: str) -> None:
+    kept = [rank[kind, "fp32"]["kept"] for rank in facts]
+    assert sum(kept) == 64 * 33 + 33
+    assert max(kept) - min(kept) <= 2  # one for each parameter
+    assert facts[0]["ddp", "fp32"]["kept"] == 64 * 33 + 33
 
 
 @pytest.mark.parametrize("kind", KINDS)

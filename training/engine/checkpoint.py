@@ -17,7 +17,7 @@ from data.manifest import sha256
 from data.say import say
 from data.storage import Prefix
 from training.engine.fragments import Fragment, collect_fragments, restore_fragments
-from training.engine.shares import kept_weights, whole
+from training.engine.shares import whole, whole_weights
 from training.engine.strategy import Engine
 
 FOLDER = "checkpoints"
@@ -83,8 +83,8 @@ def save_checkpoint(
     """
     folder = out / f"{FOLDER}/{progress.updates:08d}"
     contents = {f"optimizer-{engine.world.rank:05d}.safetensors": _fragments(engine)}
-    for name, kept in ((MODEL, kept_weights(engine)), (EMA, ema)):
-        content = _whole_weights(engine, kept)
+    for name, tensors in ((MODEL, whole_weights(engine)), (EMA, whole(engine, ema))):
+        content = _on_rank_0(engine, tensors)
         if content is not None:
             contents[name] = content
     written = {}
@@ -215,14 +215,14 @@ def _cut(pieces: Iterable[tuple[int, Tensor]], start: int, length: int) -> Tenso
     return result
 
 
-def _whole_weights(engine: Engine, kept: list[Tensor]) -> bytes | None:
-    """A safetensors file of whole weights, on rank 0; the others only give what they keep."""
-    tensors = {}
+def _on_rank_0(engine: Engine, tensors: Iterable[Tensor]) -> bytes | None:
+    """A safetensors file of whole tensors, on rank 0; the others only give what they keep."""
+    kept = {}
     names = [name for name, _ in engine.module.named_parameters()]
-    for name, tensor in zip(names, whole(engine, kept), strict=True):
+    for name, tensor in zip(names, tensors, strict=True):
         if engine.world.main:
-            tensors[name] = tensor.cpu().contiguous()
-    return save(tensors) if engine.world.main else None
+            kept[name] = tensor.cpu().contiguous()
+    return save(kept) if engine.world.main else None
 
 
 def _fragments(engine: Engine) -> bytes:

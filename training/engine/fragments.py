@@ -75,7 +75,7 @@ def _views(engine: Engine) -> Iterator[tuple[Fragment, Tensor]]:
             elif engine.weights_in_shares:
                 zero = engine.model.optimizer
                 group, offset, _ = zero.grad_position[zero.get_param_id(parameter)]
-                start, length = share_of(parameter, engine.world.rank)
+                start, length = share_of(engine, parameter)
                 if length:
                     state = engine.adamw.state[flat_partitions(engine)[group]][kind]
                     yield Fragment(name, kind, start), state.narrow(0, offset, length)
