@@ -8,7 +8,7 @@ from typing import Any
 from conf.diffusion import DiffusionConfig
 from conf.encoders import AutoencoderConfig, KLAutoencoderConfig
 from conf.encoding import EncodingConfig
-from conf.enums import Crop, EngineKind, ImageFormat, Prediction, ScheduleKind
+from conf.enums import Crop, EngineKind, ImageFormat, OptimizerKind, Prediction, ScheduleKind
 from conf.errors import UserError
 from conf.groups import DataConfig, TableSource, WebDatasetSource
 from conf.schema import (
@@ -120,6 +120,13 @@ def _training(config: AutoencoderCommand | TrainCommand) -> None:
             "choose engine=ddp, zero1, zero2 or zero3, or cluster.processes=1",
         )
     _engine(config.engine)
+    in_8_bits = config.optimizer.kind is OptimizerKind.adamw_8bit
+    if in_8_bits and config.engine.kind not in (EngineKind.single, EngineKind.ddp):
+        raise UserError(
+            "optimizer.kind=adamw_8bit",
+            f"does not go with engine={config.engine.kind.value}, which cuts moments into shares",
+            "choose engine=ddp, or optimizer.kind=adamw",
+        )
     if config.cluster.kind != "local":
         raise UserError(f"cluster={config.cluster.kind}", "is not known", "choose cluster=local")
     micro_batch(config.batch_size, config.micro_batch_size, config.cluster.processes)

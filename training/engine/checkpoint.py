@@ -12,6 +12,7 @@ from typing import Any
 from safetensors.torch import load, save
 from torch import Tensor
 
+from conf.enums import Precision
 from conf.errors import RunError, UserError
 from data.manifest import sha256
 from data.say import say
@@ -19,6 +20,7 @@ from data.storage import Prefix
 from training.engine.fragments import Fragment, collect_fragments, restore_fragments
 from training.engine.shares import whole, whole_weights
 from training.engine.strategy import Engine
+from training.loss_scale import LossScale
 
 FOLDER = "checkpoints"
 COMMIT = "commit.json"
@@ -35,11 +37,26 @@ class Progress:
             schedule.
         updates: Global batches, those that were skipped included.
         skipped: Batches whose update was not applied.
+        overflows: Those of them that only lowered the loss scale.
+        loss_scale: With fp16; else None.
     """
 
     samples_seen: int = 0
     updates: int = 0
     skipped: int = 0
+    overflows: int = 0
+    loss_scale: LossScale | None = None
+
+
+def first_progress(precision: Precision) -> Progress:
+    """Where a fresh run is."""
+    return Progress(loss_scale=LossScale() if precision is Precision.fp16 else None)
+
+
+def _parse_progress(commit: Mapping[str, Any]) -> Progress:
+    scale = commit["loss_scale"]
+    counts = {name: commit[name] for name in ("samples_seen", "updates", "skipped", "overflows")}
+    return Progress(**counts, loss_scale=LossScale(**scale) if scale else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,10 +169,10 @@ def latest_checkpoint(out: Prefix) -> Checkpoint | None:
             commit = _read_commit(out, step)
             for name, record in commit["files"].items():
                 _checked(folder, name, record["sha256"])
+            progress = _parse_progress(commit)
         except (BrokenCheckpoint, FileNotFoundError, ValueError, KeyError) as error:
             say(f"checkpoint {step} is broken ({error}); falling back to the one before it")
             continue
-        progress = Progress(commit["samples_seen"], commit["updates"], commit["skipped"])
         return Checkpoint(folder, commit["files"], progress)
     if steps:
         raise RunError(
