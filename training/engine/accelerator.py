@@ -5,6 +5,7 @@ import os
 import socket
 import warnings
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -30,6 +31,9 @@ class Offload:
 
 
 NOTHING = Offload()
+# After which libraries end a rank that waits for others. NCCL's own is ten minutes, which would
+# come before `guards.hang_seconds`, and says nothing of who is at fault.
+LONGEST_COLLECTIVE = timedelta(minutes=30)
 LARGEST_BUCKET = 500_000_000  # elements; DeepSpeed's own default
 
 
@@ -70,6 +74,7 @@ def build_accelerator(
         config = _deepspeed_config(zero_stage, clip_norm, micro, accumulation, offload, parameters)
         plugin = DeepSpeedPlugin(hf_ds_config=config)
     backend = "nccl" if torch.cuda.is_available() else "gloo"
+    group = InitProcessGroupKwargs(backend=backend, timeout=LONGEST_COLLECTIVE)
     return Accelerator(
         # Without `cpu`, ranks on CPUs run side by side and never exchange a gradient; with it,
         # DeepSpeed is dropped. Neither says a word.
@@ -80,7 +85,7 @@ def build_accelerator(
             num_steps=accumulation, adjust_scheduler=False, sync_with_dataloader=False
         ),
         # Accelerate takes the handler for a process group, which one process alone has not.
-        kwargs_handlers=[InitProcessGroupKwargs(backend=backend)] if "RANK" in os.environ else [],
+        kwargs_handlers=[group] if "RANK" in os.environ else [],
     )
 
 
