@@ -22,6 +22,7 @@ from conf.schema import (
 )
 from conf.training import EngineConfig
 
+LEAST_HANG = 2.0  # seconds
 MAY_BE_EMPTY = ("attention_levels", "sizes")
 
 
@@ -126,6 +127,12 @@ def _training(config: AutoencoderCommand | TrainCommand) -> None:
             "optimizer.kind=adamw_8bit",
             f"does not go with engine={config.engine.kind.value}, which cuts moments into shares",
             "choose engine=ddp, or optimizer.kind=adamw",
+        )
+    if 0 < config.guards.hang_seconds < LEAST_HANG:
+        raise UserError(
+            f"guards.hang_seconds={config.guards.hang_seconds:g}",
+            "is too short to tell a rank that hangs from one that is busy",
+            f"give {LEAST_HANG:g} or more, or 0 for never",
         )
     if config.cluster.kind != "local":
         raise UserError(f"cluster={config.cluster.kind}", "is not known", "choose cluster=local")

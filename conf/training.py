@@ -99,6 +99,19 @@ class GuardsConfig:
         6.0,
         low=0,
     )
+    hang_seconds: float = setting(
+        "of several ranks without any progress, after which they name the one at fault and end; 0 "
+        "is never",
+        600.0,
+        low=0,
+        high=1200,
+    )
+    dry_batch: bool = setting(
+        "try the first micro-batch, forward and backward, on every rank before the first step", True
+    )
+    free_memory_share: float = setting(
+        "of a rank's memory that must be left when it has been tried", 0.05, low=0, high=1
+    )
 
 
 @dataclass(kw_only=True, slots=True)

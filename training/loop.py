@@ -4,6 +4,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 import torch
@@ -30,6 +31,8 @@ from training.engine.checkpoint import (
     restore_optimizer,
     save_checkpoint,
 )
+from training.engine.heartbeat import Heartbeat
+from training.engine.pulse import Phase
 from training.engine.shares import kept_of, kept_weights, whole, without_gathering
 from training.engine.strategy import Engine
 from training.engine.world import current_world
@@ -149,12 +152,13 @@ class _Loop:
         self.guards = Guards(config.guards, engine, task.data, task.losses, out)
         self.deadline = Deadline(config.cluster.minutes)
         self.save_seconds = 0.0
+        self.heart = Heartbeat(engine.world, config.guards.hang_seconds, start.updates)
 
     def run(self) -> None:
         total, main = self.config.train.samples, self.engine.world.main
         shown = progress(self.task.command, total, self.progress.samples_seen, shown=main)
         done = False
-        with stop_flag(self.task.data.stop_waiting) as stop, shown as meter:
+        with stop_flag(self.task.data.stop_waiting) as stop, shown as meter, self.heart:
             for micro_batches, waited in self._batches():
                 # Asked before the step: a rank that stopped waiting for data has none to make.
                 told = stop.requested or self.deadline.near(self.save_seconds)
@@ -204,10 +208,12 @@ class _Loop:
         with contextlib.closing(loader):
             while True:
                 asked = time.perf_counter()
+                self.heart.beat(self.progress.updates, Phase.reading)
                 try:
-                    micro_batches = [next(loader) for _ in range(steps)]
+                    micro_batches = [*self.heart.each(islice(loader, steps))]
                 except StoppedWaiting:
                     micro_batches = None
+                self.heart.beat(self.progress.updates, Phase.computing)
                 yield micro_batches, time.perf_counter() - asked
 
     def _step(self, micro_batches: list[Any]) -> dict[str, float]:
@@ -215,7 +221,7 @@ class _Loop:
         torch.manual_seed(step_seed(config.train.seed, seen, self.engine.world.rank))
         rate = learning_rate(config.optimizer, seen, config.train.samples)
         means = self.engine.update(
-            micro_batches,
+            self.heart.each(micro_batches),
             lambda batch: self.task.losses(self.engine.model, batch, self.engine.device),
             rate,
             self.progress.loss_scale.factor if self.progress.loss_scale else 1.0,
@@ -257,6 +263,7 @@ class _Loop:
         due = [one for one in self.task.watches if done or self._due(one.every_samples)]
         if not due:
             return
+        self.heart.beat(self.progress.updates, Phase.validating)
         began, seen = time.perf_counter(), self.progress.samples_seen
         averages = [*whole(self.engine, self.ema)]
         with without_gathering(self.engine), averaged(self.engine.module, averages):
@@ -270,6 +277,7 @@ class _Loop:
 
     def _save(self) -> None:
         keep, began = self.config.checkpoint, time.perf_counter()
+        self.heart.beat(self.progress.updates, Phase.saving)
         self.tracker.write()
         save_checkpoint(
             self.out, self.engine, self.ema, self.progress, keep.keep_last, keep.keep_every_samples

@@ -4,6 +4,7 @@ import logging
 import os
 import socket
 import warnings
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -17,6 +18,9 @@ from conf.training import EngineConfig
 from training.engine.world import current_world
 
 ZERO_STAGES = {EngineKind.zero1: 1, EngineKind.zero2: 2, EngineKind.zero3: 3}
+# After which libraries end a rank that waits for others. NCCL's own is ten minutes, which would
+# come before `guards.hang_seconds`, and says nothing of who is at fault.
+LONGEST_COLLECTIVE = timedelta(minutes=30)
 LARGEST_BUCKET = 500_000_000  # elements; DeepSpeed's own default
 
 
@@ -53,6 +57,7 @@ def build_accelerator(
             hf_ds_config=_deepspeed_config(config, clip_norm, micro, accumulation, parameters)
         )
     backend = "nccl" if torch.cuda.is_available() else "gloo"
+    group = InitProcessGroupKwargs(backend=backend, timeout=LONGEST_COLLECTIVE)
     return Accelerator(
         # Without `cpu`, ranks on CPUs run side by side and never exchange a gradient; with it,
         # DeepSpeed is dropped. Neither says a word.
@@ -63,7 +68,7 @@ def build_accelerator(
             num_steps=accumulation, adjust_scheduler=False, sync_with_dataloader=False
         ),
         # Accelerate takes the handler for a process group, which one process alone has not.
-        kwargs_handlers=[InitProcessGroupKwargs(backend=backend)] if "RANK" in os.environ else [],
+        kwargs_handlers=[group] if "RANK" in os.environ else [],
     )
 
 
