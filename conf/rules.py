@@ -120,6 +120,14 @@ def _training(config: AutoencoderCommand | TrainCommand) -> None:
             "choose engine=ddp, zero1, zero2 or zero3, or cluster.processes=1",
         )
     _engine(config.engine)
+    if config.checkpoint.keep_best and not (
+        isinstance(config, TrainCommand) and config.validation.url
+    ):
+        raise UserError(
+            f"checkpoint.keep_best={config.checkpoint.keep_best}",
+            "goes by the validation loss, and nothing is validated",
+            "give `ldm train` a validation.url, or leave it out",
+        )
     if config.cluster.kind != "local":
         raise UserError(f"cluster={config.cluster.kind}", "is not known", "choose cluster=local")
     micro_batch(config.batch_size, config.micro_batch_size, config.cluster.processes)
