@@ -7,14 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import nn
 
-from conf.enums import EngineKind, Precision
 from conf.errors import RunError, UserError
-from conf.training import OptimizerConfig
 from data.storage import Prefix, open_prefix
-from tests.helpers.engines import forget_engine, save_now
+from tests.helpers.engines import save_now
 from tests.helpers.latents import adam_moments, assert_equal
+from tests.helpers.small_engine import average, small_engine, step
 from training.engine.checkpoint import (
     COMMIT,
     Progress,
@@ -27,31 +25,14 @@ from training.engine.checkpoint import (
 )
 from training.engine.pieces import EMA, MODEL, OPTIMIZER
 from training.engine.retention import Keep
-from training.engine.strategy import Engine, build_engine
+from training.engine.strategy import Engine
 
 FILES = [file_name(kind, 0) for kind in (MODEL, EMA, OPTIMIZER)]
 
 
-def build(seed: int) -> Engine:
-    forget_engine()
-    torch.manual_seed(seed)
-    network = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(12, 5))
-    config = OptimizerConfig(lr=0.1)
-    return build_engine(EngineKind.single, Precision.fp32, config, network, 4, 1)
-
-
-def step(engine: Engine) -> None:
-    batch = torch.randn(4, 2, 4, 4)
-    engine.update([batch], lambda images: {"loss": engine.model(images).square().mean(1)}, lr=0.1)
-
-
-def average(engine: Engine) -> list[torch.Tensor]:
-    return [parameter.detach() * 0.5 for parameter in engine.module.parameters()]
-
-
 @pytest.fixture
 def engine() -> Iterator[Engine]:
-    made = build(seed=0)
+    made = small_engine(seed=0)
     step(made)
     yield made
     made.close()
@@ -82,7 +63,7 @@ def test_what_was_saved_comes_back(engine: Engine, out: Prefix) -> None:
     assert_equal(checkpoint.weights(), engine.module.state_dict())
     names = [name for name, _ in engine.module.named_parameters()]
     assert_equal(checkpoint.averages(), dict(zip(names, average(engine), strict=True)))
-    other = build(seed=1)
+    other = small_engine(seed=1)
     restore_optimizer(other, checkpoint)
     for name, parameter in other.module.named_parameters():
         state = other.adamw.state[parameter]
@@ -201,7 +182,7 @@ def killed_at(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Prefi
         written.append((self.path(name), bytes(content)))
         write(self, name, content)
 
-    engine = build(seed=0)
+    engine = small_engine(seed=0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Prefix, "write", noting)
         for updates in (1, 2):
