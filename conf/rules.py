@@ -134,6 +134,14 @@ def _training(config: AutoencoderCommand | TrainCommand) -> None:
             "is too short to tell a rank that hangs from one that is busy",
             f"give {LEAST_HANG:g} or more, or 0 for never",
         )
+    if config.checkpoint.keep_best and not (
+        isinstance(config, TrainCommand) and config.validation.url
+    ):
+        raise UserError(
+            f"checkpoint.keep_best={config.checkpoint.keep_best}",
+            "goes by the validation loss, and nothing is validated",
+            "give `ldm train` a validation.url, or leave it out",
+        )
     if config.cluster.kind != "local":
         raise UserError(f"cluster={config.cluster.kind}", "is not known", "choose cluster=local")
     micro_batch(config.batch_size, config.micro_batch_size, config.cluster.processes)

@@ -341,6 +341,14 @@ def test_validation_that_cannot_be_measured_is_refused(changes, message):
         check(_with("train", **changes))
 
 
+@pytest.mark.parametrize("command", ["train", "autoencoder"])
+def test_no_checkpoint_is_the_best_of_a_run_without_validation(command):
+    with pytest.raises(UserError, match=r"checkpoint\.keep_best=2: goes by the validation loss"):
+        check(_with(command, checkpoint__keep_best=2))
+    if command == "train":
+        check(_with("train", checkpoint__keep_best=2, validation__url="held_out"))
+
+
 def test_validation_of_another_dataset_is_allowed():
     check(_with("train", validation__url="held_out", validation__prompts=["a red apple"]))
 

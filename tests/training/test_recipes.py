@@ -10,7 +10,6 @@ from conf.errors import UserError
 from data.storage import open_prefix
 from tests.helpers.latents import SMALL_UNET, checkpoint_of, train_small, write_latents
 from training.diffuse import train_denoiser
-from training.engine.checkpoint import EMA, MODEL
 from training.track import read_metrics
 
 RECIPES = [name for name in group_choices("experiment") if not name.endswith("_autoencoder")]
@@ -50,8 +49,8 @@ def test_a_run_starts_with_the_averaged_weights_of_another(latents: Path, tmp_pa
     train_small(latents, tmp_path / "first")
     from_first = ("optimizer.lr=1e-12", f"start_from={tmp_path / 'first'}")
     train_small(latents, tmp_path / "second", *from_first)
-    averages = checkpoint_of(tmp_path / "first").tensors(EMA)
-    for name, weights in checkpoint_of(tmp_path / "second").tensors(MODEL).items():
+    averages = checkpoint_of(tmp_path / "first").averages()
+    for name, weights in checkpoint_of(tmp_path / "second").weights().items():
         torch.testing.assert_close(weights, averages[name], rtol=0, atol=1e-9)
     # The same command goes on; with other weights to start from it is another run.
     train_small(latents, tmp_path / "second", *from_first)
