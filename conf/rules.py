@@ -179,11 +179,35 @@ def _diffusion(config: DiffusionConfig) -> None:
             "is for discrete schedules",
             "leave it out, or choose diffusion.schedule=linear, scaled_linear or cosine",
         )
+    if config.learned_variance:
+        _learned_variance(config)
     if config.schedule is ScheduleKind.ve and config.sigma_min >= config.sigma_max:
         raise UserError(
             f"diffusion.sigma_min={config.sigma_min}",
             f"is not below diffusion.sigma_max={config.sigma_max}",
             "give a smaller one",
+        )
+
+
+def _learned_variance(config: DiffusionConfig) -> None:
+    """Refuse what leaves a step of the reverse process without the two bounds of its variance."""
+    refused = {
+        "schedule": config.schedule in (ScheduleKind.flow, ScheduleKind.ve),
+        "continuous": config.continuous,
+        "num_timesteps": config.num_timesteps < 2,
+        "offset_noise": config.offset_noise > 0,
+    }
+    remedies = {
+        "schedule": "choose diffusion.schedule=linear, scaled_linear or cosine",
+        "num_timesteps": "give 2 or more",
+    }
+    for name in (name for name, is_refused in refused.items() if is_refused):
+        value = getattr(config, name)
+        raise UserError(
+            "diffusion.learned_variance=true",
+            f"does not go with diffusion.{name}={str(getattr(value, 'value', value)).lower()}: it "
+            "lies between two bounds that follow from discrete steps of independent noise",
+            f"{remedies.get(name, f'leave out diffusion.{name}')}, or leave it out",
         )
 
 

@@ -316,12 +316,28 @@ def test_a_check_is_refused_where_images_are_decoded_anyway():
             {"schedule": ScheduleKind.ve, "sigma_min": 2.0, "sigma_max": 2.0},
             "diffusion.sigma_min=2.0",
         ),
+        *(
+            ({"learned_variance": True, **more}, "diffusion.learned_variance=true")
+            for more in (
+                {"schedule": ScheduleKind.flow, "prediction": Prediction.flow},
+                {"schedule": ScheduleKind.ve},
+                {"continuous": True},
+                {"num_timesteps": 1},
+                {"offset_noise": 0.1},
+            )
+        ),
     ],
     ids=str,
 )
 def test_objectives_that_cannot_work_are_refused(values, setting):
     changes = {f"diffusion__{name}": value for name, value in values.items()}
     assert _refused(_with("train", **changes)).setting == setting
+
+
+def test_variances_are_learned_with_discrete_schedules_those_without_last_signal_too():
+    change = {"diffusion__learned_variance": True, "diffusion__prediction": Prediction.velocity}
+    check(_with("train", **change))
+    check(_with("train", **change, diffusion__zero_terminal_snr=True))
 
 
 @pytest.mark.parametrize(

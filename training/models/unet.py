@@ -103,10 +103,11 @@ class UNet(nn.Module):
 
     Args:
         config: Sizes.
-        latent_channels: Channels of the latents, in and out.
+        latent_channels: Channels of the latents.
         context_width: Width of the text embeddings.
         pooled_width: Width of the vectors of whole captions, for `pooled_text`; 0 takes the mean of
             the text embeddings in their place.
+        out_channels: Channels of the output; None is those of the latents.
 
     Raises:
         ValueError: Sizes that cannot work; names the setting.
@@ -118,6 +119,7 @@ class UNet(nn.Module):
         latent_channels: int,
         context_width: int,
         pooled_width: int = 0,
+        out_channels: int | None = None,
     ) -> None:
         super().__init__()
         check_config(config)
@@ -136,7 +138,8 @@ class UNet(nn.Module):
         )
         self._build_up(config, context_width, skips)
         self.norm_out = nn.GroupNorm(config.norm_groups, config.channels)
-        self.conv_out = zero_init(nn.Conv2d(config.channels, latent_channels, 3, padding=1))
+        out_channels = out_channels or latent_channels
+        self.conv_out = zero_init(nn.Conv2d(config.channels, out_channels, 3, padding=1))
 
     def _build_down(self, config: UNetConfig, context_width: int) -> list[int]:
         """Sets `down`, from the first level to the last; returns the channels of its skips."""
@@ -175,7 +178,7 @@ class UNet(nn.Module):
         context_mask: Tensor | None = None,
         pooled: Tensor | None = None,
     ) -> Tensor:
-        """Predicts a tensor of the latents' shape.
+        """Predicts a tensor of the latents' height and width.
 
         Args:
             latents: (B, C, H, W), noisy.
@@ -185,7 +188,7 @@ class UNet(nn.Module):
             pooled: (B, pooled_width), a vector for each caption.
 
         Returns:
-            (B, C, H, W).
+            (B, out_channels, H, W).
 
         Raises:
             ValueError: Height or width that the levels cannot halve.
