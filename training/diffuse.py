@@ -94,6 +94,7 @@ def _watches(
         encoders = load_encoders(
             feed.meaning, config.autoencoder, config.text_encoder, "validation.prompts", device
         )
+        encoders[1].tokenize(config.validation.prompts)  # which refuses what is no class
         empty, there = feed.empty.to(device), schedule.to(device)
         spec = feed.meaning.latents
         yield grid_watch(
@@ -144,7 +145,9 @@ def build_unet(config: UNetConfig, meaning: Meaning, learned_variance: bool = Fa
     latents, text = meaning.latents, meaning.text
     try:
         out_channels = (1 + learned_variance) * latents.channels
-        return UNet(config, latents.channels, text.width, text.pooled_width, out_channels)
+        return UNet(
+            config, latents.channels, text.width, text.pooled_width, out_channels, text.classes
+        )
     except ValueError as error:
         raise UserError("unet", str(error), "choose sizes that fit") from None
 

@@ -12,6 +12,7 @@ from data.storage import open_prefix
 from tests.helpers.latents import CHANNELS, SMALL_UNET, checkpoint_of, train_small, write_latents
 from training.diffuse import train_denoiser
 from training.engine.checkpoint import EMA, MODEL
+from training.models.unet import UNet
 from training.track import read_metrics
 
 RECIPES = [name for name in group_choices("experiment") if not name.endswith("_autoencoder")]
@@ -45,6 +46,16 @@ def test_a_recipe_takes_a_step(name: str, latents: Path, tmp_path: Path) -> None
     lines = read_metrics(open_prefix(str(tmp_path / "run"), "out"))
     assert [line["samples_seen"] for line in lines] == [4, 8]
     assert all(0 < line["loss"] < 100 for line in lines)
+
+
+def test_the_class_conditional_recipe_has_the_size_of_the_papers() -> None:
+    config = compose_config("train", ["experiment=ldm4_imagenet", "data.url=x", "out=y"])
+    autoencoder = ["autoencoder=kl_f4", "data.url=x", "out=y"]
+    channels = compose_config("autoencoder", autoencoder).autoencoder.latent_channels
+    with torch.device("meta"):
+        unet = UNet(config.unet, channels, 2, classes=1000)
+    parameters = sum(weights.numel() for weights in unet.parameters())
+    assert parameters == pytest.approx(400e6, rel=0.01)  # Rombach et al. 2022, Table 3: LDM-4
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "velocity"])
