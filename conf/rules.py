@@ -8,7 +8,7 @@ from typing import Any
 from conf.diffusion import DiffusionConfig
 from conf.encoders import AutoencoderConfig, KLAutoencoderConfig
 from conf.encoding import EncodingConfig
-from conf.enums import Crop, EngineKind, ImageFormat, Prediction, ScheduleKind
+from conf.enums import Crop, EngineKind, ImageFormat, OptimizerKind, Prediction, ScheduleKind
 from conf.errors import UserError
 from conf.groups import DataConfig, TableSource, WebDatasetSource
 from conf.schema import (
@@ -23,6 +23,7 @@ from conf.schema import (
 )
 from conf.training import EngineConfig
 
+LEAST_HANG = 2.0  # seconds
 MAY_BE_EMPTY = ("attention_levels", "sizes")
 
 
@@ -122,6 +123,19 @@ def _training(config: AutoencoderCommand | TrainCommand) -> None:
             f"choose engine=ddp, zero1, zero2 or zero3, or {where}=1",
         )
     _engine(config.engine)
+    in_8_bits = config.optimizer.kind is OptimizerKind.adamw_8bit
+    if in_8_bits and config.engine.kind not in (EngineKind.single, EngineKind.ddp):
+        raise UserError(
+            "optimizer.kind=adamw_8bit",
+            f"does not go with engine={config.engine.kind.value}, which cuts moments into shares",
+            "choose engine=ddp, or optimizer.kind=adamw",
+        )
+    if 0 < config.guards.hang_seconds < LEAST_HANG:
+        raise UserError(
+            f"guards.hang_seconds={config.guards.hang_seconds:g}",
+            "is too short to tell a rank that hangs from one that is busy",
+            f"give {LEAST_HANG:g} or more, or 0 for never",
+        )
     if config.cluster.kind != "local":
         raise UserError(f"cluster={config.cluster.kind}", "is not known", "choose cluster=local")
     micro_batch(config.batch_size, config.micro_batch_size, ranks)

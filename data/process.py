@@ -9,6 +9,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from multiprocessing import get_context
+from pathlib import Path
 from typing import TypeVar
 
 from conf.errors import RunError
@@ -35,6 +36,22 @@ def die_with(parent: int) -> None:
         raise OSError(ctypes.get_errno(), "prctl failed")
     if os.getppid() != parent:  # it died before the kernel was told
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def process_mark(process: int) -> str:
+    """What tells a process from all others, of this machine and of others; empty if it is gone.
+
+    The machine's boot, the space of process numbers, and when the process began. Only Linux says
+    all that: empty elsewhere.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        status = Path(f"/proc/{process}/stat").read_text()
+        space = Path("/proc/self/ns/pid").readlink()
+    except OSError:
+        return ""
+    began = status.rpartition(")")[2].split()[19]  # field 22; the name before it may hold blanks
+    return f"{boot} {space} {process} {began}"
 
 
 def usable_cores() -> int:

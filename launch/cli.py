@@ -13,15 +13,8 @@ from rich.table import Table
 from conf.compose import compose_config, group_choices, settings_help
 from conf.errors import Preempted, RunError, UserError
 from conf.schema import COMMANDS
-from data.say import one_line
-from launch.local import (
-    PREEMPTED_EXIT_CODE,
-    die_with_parent,
-    is_rank,
-    leave_rank_error,
-    rank_errors,
-    run_ranks,
-)
+from data.last_words import leave_last_words, rank_errors
+from launch.local import PREEMPTED_EXIT_CODE, die_with_parent, is_rank, run_ranks
 
 # Loaded when they are needed: most of them import torch, which takes seconds.
 HANDLERS = {
@@ -124,9 +117,7 @@ def _handler(command: str) -> Callable[[Any], Any]:
 
 
 def _complain(line: str, code: int) -> int:
-    """One line on standard error; a rank hands it to its launcher, which says it once for all."""
-    if not leave_rank_error(line, code):
-        print(f"ldm: {one_line(line)}", file=sys.stderr, flush=True)
+    leave_last_words(line, code)
     return code
 
 

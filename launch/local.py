@@ -5,17 +5,13 @@ import os
 import socket
 import sys
 import tempfile
-import time
-from dataclasses import dataclass
-from pathlib import Path
 
 from conf.errors import UserError
 from conf.groups import ClusterConfig
+from data.last_words import RANK_ERRORS, RankError, rank_errors
 from data.process import die_with
 
 PARENT = "LDM_PARENT_PID"
-# Folder in which ranks leave the line that they end with.
-RANK_ERRORS = "LDM_RANK_ERRORS"
 PREEMPTED_EXIT_CODE = 75
 # Those that a rank answers with a checkpoint; any other ends launcher and ranks at once.
 PASSED_ON = "SIGTERM,SIGINT,SIGUSR1"
@@ -78,31 +74,6 @@ def run_ranks(arguments: list[str], cluster: ClusterConfig) -> int:
                 print(f"ldm: {line}", file=sys.stderr, flush=True)
             del os.environ[RANK_ERRORS]
     return 0
-
-
-@dataclass(frozen=True, slots=True)
-class RankError:
-    """The line and the exit code that a rank ended with."""
-
-    line: str
-    code: int
-
-
-def leave_rank_error(line: str, code: int) -> bool:
-    """Hand a rank's last line to its launcher; False if there is no launcher."""
-    if RANK_ERRORS not in os.environ:
-        return False
-    name = f"{time.time_ns()}-{os.environ.get('RANK', '0')}-{code}"
-    Path(os.environ[RANK_ERRORS], name).write_text(line)
-    return True
-
-
-def rank_errors() -> list[RankError]:
-    """What the ranks of this launcher have left so far, in order of time."""
-    if RANK_ERRORS not in os.environ:
-        return []
-    files = sorted(Path(os.environ[RANK_ERRORS]).iterdir())
-    return [RankError(file.read_text(), int(file.name.rpartition("-")[2])) for file in files]
 
 
 def causes(errors: list[RankError]) -> list[RankError]:

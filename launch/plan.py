@@ -6,6 +6,7 @@ from dataclasses import asdict
 from enum import Enum
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -26,7 +27,8 @@ def plan_training(config: PlanTrainCommand) -> None:
     Raises:
         UserError: It cannot run; the plan is printed before that.
     """
-    denoiser = Denoiser(config.unet, fed_by(config.data, config.plan))
+    layout = torch.channels_last if config.engine.channels_last else torch.contiguous_format
+    denoiser = Denoiser(config.unet, fed_by(config.data, config.plan), layout)
     plan = plan_train(config, denoiser)
     if config.plan.json:
         _print_json(plan)

@@ -4,6 +4,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 import torch
@@ -19,24 +20,26 @@ from data.retry import StoppedWaiting
 from data.say import say
 from data.storage import Prefix, open_prefix
 from training.ema import averaged, ema_weight, update_ema
-from training.engine.accelerator import Offload
+from training.engine.build import build_engine
 from training.engine.checkpoint import (
     EMA,
     MODEL,
     Checkpoint,
     Progress,
+    first_progress,
     latest_checkpoint,
     restore_optimizer,
     save_checkpoint,
 )
+from training.engine.heartbeat import Heartbeat
+from training.engine.pulse import Phase
 from training.engine.shares import kept_of, kept_weights, whole, without_gathering
-from training.engine.strategy import Engine, build_engine
+from training.engine.strategy import Engine
 from training.engine.world import current_world
 from training.guards import Guards
 from training.optim import learning_rate
 from training.perf import Interval, Losses, Use, device_peak, meta_copy
 from training.random import step_seed
-from training.recompute import recompute_blocks
 from training.run import TrainingConfigs, claim_run
 from training.stop import Deadline, stop_flag
 from training.track import Tracker
@@ -90,7 +93,7 @@ def train(config: TrainingConfigs, task: Task) -> None:
     out.require_writable(parameters * BYTES_PER_PARAMETER * (config.checkpoint.keep_last + 1))
     claim_run(out, config, task.command, task.data, task.identity, task.free, task.files)
     checkpoint = latest_checkpoint(out)
-    start = checkpoint.progress if checkpoint else Progress()
+    start = checkpoint.progress if checkpoint else first_progress(config.engine.precision)
     if start.samples_seen >= config.train.samples:
         if world.main:
             say(
@@ -101,19 +104,8 @@ def train(config: TrainingConfigs, task: Task) -> None:
     if checkpoint:
         task.model.load_state_dict(checkpoint.tensors(MODEL))
     shapes = meta_copy(task.model)  # before an engine changes what the model does
-    if config.engine.recompute:
-        recompute_blocks(task.model)
-    if config.engine.compile:
-        task.model.compile()
-    engine = build_engine(
-        config.engine.kind,
-        config.engine.precision,
-        config.optimizer,
-        task.model,
-        micro,
-        config.batch_size // (micro * world.size),
-        Offload(config.engine.offload_optimizer, config.engine.offload_parameters),
-    )
+    steps = config.batch_size // (micro * world.size)
+    engine = build_engine(config.engine, config.optimizer, task.model, micro, steps)
     if len(set(engine.gather(start))) > 1:
         raise RunError(f"{out.url}: the ranks do not see the same checkpoints; run again")
     peak = device_peak(engine.device, config.engine.precision)
@@ -160,12 +152,13 @@ class _Loop:
         self.guards = Guards(config.guards, engine, task.data, task.losses, out)
         self.deadline = Deadline(config.cluster.minutes)
         self.save_seconds = 0.0
+        self.heart = Heartbeat(engine.world, config.guards.hang_seconds, start.updates)
 
     def run(self) -> None:
         total, main = self.config.train.samples, self.engine.world.main
         shown = progress(self.task.command, total, self.progress.samples_seen, shown=main)
         done = False
-        with stop_flag(self.task.data.stop_waiting) as stop, shown as meter:
+        with stop_flag(self.task.data.stop_waiting) as stop, shown as meter, self.heart:
             for micro_batches, waited in self._batches():
                 # Asked before the step: a rank that stopped waiting for data has none to make.
                 told = stop.requested or self.deadline.near(self.save_seconds)
@@ -215,10 +208,12 @@ class _Loop:
         with contextlib.closing(loader):
             while True:
                 asked = time.perf_counter()
+                self.heart.beat(self.progress.updates, Phase.reading)
                 try:
-                    micro_batches = [next(loader) for _ in range(steps)]
+                    micro_batches = [*self.heart.each(islice(loader, steps))]
                 except StoppedWaiting:
                     micro_batches = None
+                self.heart.beat(self.progress.updates, Phase.computing)
                 yield micro_batches, time.perf_counter() - asked
 
     def _step(self, micro_batches: list[Any]) -> dict[str, float]:
@@ -226,9 +221,10 @@ class _Loop:
         torch.manual_seed(step_seed(config.train.seed, seen, self.engine.world.rank))
         rate = learning_rate(config.optimizer, seen, config.train.samples)
         means = self.engine.update(
-            micro_batches,
+            self.heart.each(micro_batches),
             lambda batch: self.task.losses(self.engine.model, batch, self.engine.device),
             rate,
+            self.progress.loss_scale.factor if self.progress.loss_scale else 1.0,
         )
         after = self.guards.after_step(self.progress, means, micro_batches)
         self.progress = replace(
@@ -239,7 +235,13 @@ class _Loop:
                 self.progress.samples_seen, config.batch_size, config.train.ema_half_life
             )
             update_ema(self.ema, self.weights, weight)
-        return {**means, "lr": rate, "skipped": self.progress.skipped}
+        scale = self.progress.loss_scale
+        return {
+            **means,
+            "lr": rate,
+            "skipped": self.progress.skipped,
+            **({"loss_scale": scale.factor} if scale else {}),
+        }
 
     def _due(self, every: int) -> bool:
         """Whether the last step passed a multiple of `every` samples."""
@@ -261,6 +263,7 @@ class _Loop:
         due = [one for one in self.task.watches if done or self._due(one.every_samples)]
         if not due:
             return
+        self.heart.beat(self.progress.updates, Phase.validating)
         began, seen = time.perf_counter(), self.progress.samples_seen
         averages = [*whole(self.engine, self.ema)]
         with without_gathering(self.engine), averaged(self.engine.module, averages):
@@ -274,6 +277,7 @@ class _Loop:
 
     def _save(self) -> None:
         keep, began = self.config.checkpoint, time.perf_counter()
+        self.heart.beat(self.progress.updates, Phase.saving)
         self.tracker.write()
         save_checkpoint(
             self.out, self.engine, self.ema, self.progress, keep.keep_last, keep.keep_every_samples

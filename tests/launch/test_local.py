@@ -1,6 +1,7 @@
 """What a job of several ranks says when it ends."""
 
-from launch.local import PREEMPTED_EXIT_CODE, RankError, causes
+from data.last_words import RankError
+from launch.local import PREEMPTED_EXIT_CODE, causes
 
 STOPPED = RankError("told to stop", PREEMPTED_EXIT_CODE)
 WRONG = RankError("data.url: is wrong", 2)

@@ -77,6 +77,20 @@ def test_a_skipped_batch_leaves_no_trace_but_its_place(poisoned: Path, tmp_path:
     assert checkpoint_of(tmp_path / "run").progress.skipped == 1
 
 
+def test_in_fp16_the_loss_scale_falls_first(poisoned: Path, tmp_path: Path) -> None:
+    """A batch that is bad in itself is told once the factor is as small as it gets."""
+    write_latents(tmp_path / "bad", shards=[8], nan_in="0-003")  # in every batch
+    settings = ("engine.precision=fp16", "train.samples=400", *EVERY_STEP)
+    with pytest.raises(RunError, match="after 128 samples; the weights are as they were"):
+        train_small(tmp_path / "bad", tmp_path / "run", *settings)
+    lines = read_metrics(open_prefix(str(tmp_path / "run"), "out"))
+    assert [line["loss_scale"] for line in lines] == [2.0**n for n in range(15, -1, -1)]
+    progress = checkpoint_of(tmp_path / "run").progress
+    assert (progress.skipped, progress.overflows) == (16, 16)
+    (report,) = (tmp_path / "run").glob("nonfinite-*.json")
+    assert json.loads(report.read_text())["samples_seen"] == 128
+
+
 def test_a_run_with_a_skipped_batch_resumes_bit_for_bit(poisoned: Path, tmp_path: Path) -> None:
     for name, parts in {"whole": [48], "parts": [8, 16, 24, 32, 40, 48]}.items():
         for samples in parts:

@@ -12,13 +12,15 @@ from typing import Any
 from safetensors.torch import load, save
 from torch import Tensor
 
+from conf.enums import Precision
 from conf.errors import RunError, UserError
 from data.manifest import sha256
 from data.say import say
 from data.storage import Prefix
 from training.engine.fragments import Fragment, collect_fragments, restore_fragments
-from training.engine.shares import kept_weights, whole
+from training.engine.shares import whole, whole_weights
 from training.engine.strategy import Engine
+from training.loss_scale import LossScale
 
 FOLDER = "checkpoints"
 COMMIT = "commit.json"
@@ -35,11 +37,26 @@ class Progress:
             schedule.
         updates: Global batches, those that were skipped included.
         skipped: Batches whose update was not applied.
+        overflows: Those of them that only lowered the loss scale.
+        loss_scale: With fp16; else None.
     """
 
     samples_seen: int = 0
     updates: int = 0
     skipped: int = 0
+    overflows: int = 0
+    loss_scale: LossScale | None = None
+
+
+def first_progress(precision: Precision) -> Progress:
+    """Where a fresh run is."""
+    return Progress(loss_scale=LossScale() if precision is Precision.fp16 else None)
+
+
+def _parse_progress(commit: Mapping[str, Any]) -> Progress:
+    scale = commit["loss_scale"]
+    counts = {name: commit[name] for name in ("samples_seen", "updates", "skipped", "overflows")}
+    return Progress(**counts, loss_scale=LossScale(**scale) if scale else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +100,8 @@ def save_checkpoint(
     """
     folder = out / f"{FOLDER}/{progress.updates:08d}"
     contents = {f"optimizer-{engine.world.rank:05d}.safetensors": _fragments(engine)}
-    for name, kept in ((MODEL, kept_weights(engine)), (EMA, ema)):
-        content = _whole_weights(engine, kept)
+    for name, tensors in ((MODEL, whole_weights(engine)), (EMA, whole(engine, ema))):
+        content = _on_rank_0(engine, tensors)
         if content is not None:
             contents[name] = content
     written = {}
@@ -152,10 +169,10 @@ def latest_checkpoint(out: Prefix) -> Checkpoint | None:
             commit = _read_commit(out, step)
             for name, record in commit["files"].items():
                 _checked(folder, name, record["sha256"])
+            progress = _parse_progress(commit)
         except (BrokenCheckpoint, FileNotFoundError, ValueError, KeyError) as error:
             say(f"checkpoint {step} is broken ({error}); falling back to the one before it")
             continue
-        progress = Progress(commit["samples_seen"], commit["updates"], commit["skipped"])
         return Checkpoint(folder, commit["files"], progress)
     if steps:
         raise RunError(
@@ -215,14 +232,14 @@ def _cut(pieces: Iterable[tuple[int, Tensor]], start: int, length: int) -> Tenso
     return result
 
 
-def _whole_weights(engine: Engine, kept: list[Tensor]) -> bytes | None:
-    """A safetensors file of whole weights, on rank 0; the others only give what they keep."""
-    tensors = {}
+def _on_rank_0(engine: Engine, tensors: Iterable[Tensor]) -> bytes | None:
+    """A safetensors file of whole tensors, on rank 0; the others only give what they keep."""
+    kept = {}
     names = [name for name, _ in engine.module.named_parameters()]
-    for name, tensor in zip(names, whole(engine, kept), strict=True):
+    for name, tensor in zip(names, tensors, strict=True):
         if engine.world.main:
-            tensors[name] = tensor.cpu().contiguous()
-    return save(tensors) if engine.world.main else None
+            kept[name] = tensor.cpu().contiguous()
+    return save(kept) if engine.world.main else None
 
 
 def _fragments(engine: Engine) -> bytes:

@@ -1,7 +1,8 @@
-"""Where an engine keeps the weights: whole on every rank, or under ZeRO-3 a share on each.
+"""Which part of the weights, and of their averages, a rank keeps.
 
-A share is a run of a flattened parameter. All ranks' are of one length, so the last ones' may be
-filled up with numbers that mean nothing. Functions that talk to the other ranks say so.
+Under ZeRO a rank averages its share of every parameter: a run of the flattened parameter, of one
+length on all ranks, so the last ones' may be shorter or empty. Under ZeRO-3 it keeps no more of the
+weights either. Functions that talk to the other ranks say so.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,14 +16,21 @@ from training.engine.strategy import Engine
 
 
 def kept_weights(engine: Engine) -> list[Tensor]:
-    """What this rank keeps of every parameter, in their order; updates show in it.
+    """The weights that this rank averages, in the order of the parameters; updates show in them.
 
-    Whole parameters, or this rank's shares (N,).
+    Whole parameters, or under ZeRO this rank's shares (N,). ZeRO-3 fills its last ones up, with
+    numbers that mean nothing.
     """
     parameters = list(engine.module.parameters())
     if engine.weights_in_shares:
         return [parameter.ds_tensor for parameter in parameters]
-    return [parameter.detach() for parameter in parameters]
+    if not engine.zero_stage:
+        return [parameter.detach() for parameter in parameters]
+    shares = (share_of(engine, parameter) for parameter in parameters)
+    return [
+        parameter.detach().view(-1)[start : start + length]
+        for parameter, (start, length) in zip(parameters, shares, strict=True)
+    ]
 
 
 def kept_of(engine: Engine, tensors: Mapping[str, Tensor]) -> list[Tensor]:
@@ -34,23 +42,27 @@ def kept_of(engine: Engine, tensors: Mapping[str, Tensor]) -> list[Tensor]:
     """
     kept = [torch.zeros_like(weights) for weights in kept_weights(engine)]
     for (name, parameter), own in zip(engine.module.named_parameters(), kept, strict=True):
-        if engine.weights_in_shares:
-            start, length = share_of(parameter, engine.world.rank)
+        if engine.zero_stage:
+            start, length = share_of(engine, parameter)
             own[:length] = tensors[name].flatten()[start : start + length]
         else:
             own.copy_(tensors[name])
     return kept
 
 
-def share_of(parameter: Tensor, rank: int) -> tuple[int, int]:
-    """First element and number of elements of a rank's share of a parameter under ZeRO-3.
-
-    The share of a rank beyond the parameter's end is empty.
-    """
-    size = parameter.ds_tensor.ds_numel  # type: ignore[attr-defined]
-    every = parameter.ds_numel  # type: ignore[attr-defined]
-    start = min(rank * size, every)
+def share_of(engine: Engine, parameter: Tensor) -> tuple[int, int]:
+    """First element and number of elements of this rank's share of a parameter under ZeRO."""
+    every = _size(parameter)
+    size = _share_size(engine, every)
+    start = min(engine.world.rank * size, every)
     return start, min(size, every - start)
+
+
+def whole_weights(engine: Engine) -> Iterator[Tensor]:
+    """The weights, one whole parameter at a time; under ZeRO-3 every rank takes part to the end."""
+    if engine.weights_in_shares:
+        return whole(engine, kept_weights(engine))
+    return (parameter.detach() for parameter in engine.module.parameters())
 
 
 def whole(engine: Engine, kept: Sequence[Tensor]) -> Iterator[Tensor]:
@@ -58,16 +70,33 @@ def whole(engine: Engine, kept: Sequence[Tensor]) -> Iterator[Tensor]:
 
     Args:
         engine: The engine.
-        kept: As `kept_weights` gives it: the weights, or an average of them.
+        kept: An average of what `kept_weights` gives.
     """
     for parameter, own in zip(engine.module.parameters(), kept, strict=True):
-        if not engine.weights_in_shares:
+        if not engine.zero_stage:
             yield own
             continue
-        own = own.to(engine.device)  # offloaded shares are in host memory
-        parts = [torch.empty_like(own) for _ in range(engine.world.size)]
-        dist.all_gather(parts, own)
-        yield torch.cat(parts)[: parameter.ds_numel].view(parameter.ds_shape)
+        every = _size(parameter)
+        size = _share_size(engine, every)
+        filled = own.new_zeros(size, device=engine.device)  # offloaded shares are in host memory
+        filled[: own.numel()] = own
+        parts = [torch.empty_like(filled) for _ in range(engine.world.size)]
+        dist.all_gather(parts, filled)
+        yield torch.cat(parts)[:every].view(_shape(parameter))
+
+
+def _share_size(engine: Engine, numel: int) -> int:
+    return -(-numel // engine.world.size)
+
+
+def _size(parameter: Tensor) -> int:
+    """Elements of a parameter; what ZeRO-3 has emptied knows how many it had."""
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
+
+
+def _shape(parameter: Tensor) -> torch.Size:
+    shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
+    return shape
 
 
 @contextmanager

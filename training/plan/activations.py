@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from conf.enums import Precision
+from training.device import DTYPES
 from training.models.layers import ResBlock, SpatialTransformer
 from training.perf import meta_copy
 from training.recompute import recompute_blocks
@@ -37,9 +38,9 @@ def kept_bytes(
     that keeps most, which is there while it is computed again.
 
     Args:
-        model: On the meta device, channels_last.
+        model: On the meta device, in the layout that it would have.
         call: Calls a copy of it for a micro-batch.
-        precision: bf16 is autocast, as training does it.
+        precision: 16 bits are autocast, as training does it.
         device: `cuda` or `cpu`: where it would run.
         recompute: Whether `engine.recompute` is on.
     """
@@ -110,14 +111,15 @@ class _OnDevice(TorchFunctionMode):
 
     def __init__(self, precision: Precision, device: str) -> None:
         super().__init__()
-        self._autocast, self._device = precision is Precision.bf16, device
+        self._autocast, self._device = precision is not Precision.fp32, device
+        self._low = DTYPES[precision]
         self._cast: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Computes one operation in the device's way."""
         kwargs = kwargs or {}
         if self._autocast and func in LOW:
-            args, kwargs = self._to((args, kwargs), torch.bfloat16)
+            args, kwargs = self._to((args, kwargs), self._low)
         elif self._autocast and func in HIGH_ON_CUDA and self._device == "cuda":
             args, kwargs = self._to((args, kwargs), torch.float32)
         if func is F.scaled_dot_product_attention:

@@ -11,7 +11,7 @@ from conf.encoders import (
     PretrainedAutoencoderConfig,
     TrainedAutoencoderConfig,
 )
-from conf.enums import LatentDtype, LatentStore, TextStore
+from conf.enums import LatentDtype, LatentStore, Precision, TextStore
 from conf.errors import UserError
 from conf.plan import PlanConfig
 from conf.schema import PlanCacheCommand
@@ -86,7 +86,7 @@ def plan_cache(config: PlanCacheCommand) -> CachePlan:
     stored = sum(share * _sample_bytes(config, model, sides) for sides, share in encoded)
     ranks = config.world_size or plan.nodes * (plan.gpus or config.cluster.processes)
     local_ranks = plan.gpus or config.cluster.processes
-    machine = machine_of(plan, local_ranks, config.encoding.precision)
+    machine = machine_of(plan, local_ranks, Precision(config.encoding.precision.value))
     rate = machine.mfu * machine.peak.flops * ranks / flops
     hours = None if images is None else images / rate / 3600
     price = plan.dollars_per_gpu_hour

@@ -21,13 +21,16 @@ class Denoiser:
     Args:
         config: Its sizes.
         fed: What it is fed with.
+        layout: Of images in memory.
 
     Raises:
         UserError: Sizes that cannot work.
     """
 
-    def __init__(self, config: UNetConfig, fed: Fed) -> None:
-        self.fed = fed
+    def __init__(
+        self, config: UNetConfig, fed: Fed, layout: torch.memory_format = torch.channels_last
+    ) -> None:
+        self.fed, self._layout = fed, layout
         halvings = fed.downsampling * 2 ** (len(config.channel_mult) - 1)
         for side in sorted({side for sides in fed.buckets for side in sides}):
             if side % halvings:
@@ -41,7 +44,7 @@ class Denoiser:
                 unet = UNet(config, fed.channels, fed.text_width, fed.pooled_width)
         except ValueError as error:
             raise UserError("unet", str(error), "choose sizes that fit") from None
-        self.unet = unet.to(memory_format=torch.channels_last)
+        self.unet = unet.to(memory_format=layout)
         self.kept = lru_cache(None)(self._kept)
 
     @property
@@ -73,7 +76,7 @@ class Denoiser:
             with torch.device(META):
                 latents = torch.empty(count, fed.channels, height, width)
                 given = [
-                    latents.to(memory_format=torch.channels_last),
+                    latents.to(memory_format=self._layout),
                     torch.empty(count),
                     torch.empty(count, fed.tokens, fed.text_width),
                     torch.empty(count, fed.tokens, dtype=torch.bool),

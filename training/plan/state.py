@@ -7,14 +7,33 @@ of parameters. All numbers are float32.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from conf.enums import EngineKind
-from training.engine.accelerator import NOTHING, Offload, bucket_size, largest_whole
+from conf.enums import EngineKind, OptimizerKind
+from training.engine.accelerator import bucket_size, largest_whole
 
 BYTES = 4
 ALIGNED = 2  # elements of which each rank's part is a multiple under ZeRO-1 and 2
 # Elements of weights that ZeRO-3 keeps after it has sent for them: DeepSpeed's own defaults,
 # stage3_max_live_parameters and stage3_max_reuse_distance.
 MOST_GATHERED = 1_000_000_000
+# bitsandbytes: numbers of a moment in 8 bits that share a largest one, and the least parameter of
+# which moments are in 8 bits.
+BLOCK, LEAST_IN_BYTES = 256, 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Offload:
+    """What ZeRO keeps in host memory.
+
+    Args:
+        optimizer: The optimizer's state and the float32 shares that it updates.
+        parameters: The shares of the weights, with ZeRO-3.
+    """
+
+    optimizer: bool = False
+    parameters: bool = False
+
+
+NOTHING = Offload()
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +64,11 @@ class State:
 
 
 def state_of(
-    kind: EngineKind, sizes: Sequence[int], ranks: int, offload: Offload = NOTHING
+    kind: EngineKind,
+    sizes: Sequence[int],
+    ranks: int,
+    offload: Offload = NOTHING,
+    optimizer: OptimizerKind = OptimizerKind.adamw,
 ) -> State:
     """What a rank of an engine keeps.
 
@@ -54,6 +77,7 @@ def state_of(
         sizes: Elements of every parameter, in their order.
         ranks: How many.
         offload: What lies in host memory; only under ZeRO.
+        optimizer: Under ZeRO, adamw.
 
     Source: Rajbhandari et al. 2020 (arXiv:1910.02054), section 5, in float32.
     """
@@ -64,7 +88,19 @@ def state_of(
     whole = BYTES * sum(sizes)
     # DistributedDataParallel copies gradients into buckets of its own.
     buckets = whole if kind is EngineKind.ddp and ranks > 1 else 0
-    return State(whole, whole, whole, 2 * whole, buckets)
+    return State(whole, whole, whole, moment_bytes(sizes, optimizer), buckets)
+
+
+def moment_bytes(sizes: Sequence[int], optimizer: OptimizerKind) -> int:
+    """Bytes of both moments of whole parameters.
+
+    Source: of 8 bits, Dettmers et al. 2022 (arXiv:2110.02861), section 2.1.
+    """
+    if optimizer is OptimizerKind.adamw:
+        return 2 * BYTES * sum(sizes)
+    small = sum(size for size in sizes if size < LEAST_IN_BYTES)
+    large = [size for size in sizes if size >= LEAST_IN_BYTES]
+    return 2 * (BYTES * small + sum(size + BYTES * -(-size // BLOCK) for size in large))
 
 
 def _zero12(kind: EngineKind, sizes: Sequence[int], ranks: int, offload: Offload) -> State:
@@ -72,12 +108,13 @@ def _zero12(kind: EngineKind, sizes: Sequence[int], ranks: int, offload: Offload
     share = BYTES * -(-sum(sizes) // (ALIGNED * ranks)) * ALIGNED
     flat = share * ranks
     bucket = BYTES * bucket_size(sum(sizes))
+    average = BYTES * sum(-(-size // ranks) for size in sizes)
     gradients = whole if kind is EngineKind.zero1 else share
     if not offload.optimizer:
-        return State(flat + share, whole, gradients, 2 * share, bucket)
+        return State(flat + share, average, gradients, 2 * share, bucket)
     kept = whole if kind is EngineKind.zero1 else 0
     # The share, its gradients, the moments, and what comes back to the device.
-    return State(flat, whole, kept, 0, bucket, host=5 * share)
+    return State(flat, average, kept, 0, bucket, host=5 * share)
 
 
 def _zero3(sizes: Sequence[int], ranks: int, offload: Offload) -> State:

@@ -3,18 +3,16 @@
 import math
 from dataclasses import dataclass
 
-from conf.enums import EngineKind
+from conf.enums import EngineKind, OptimizerKind
 from conf.rules import micro_batch, ranks_of
 from conf.schema import PlanTrainCommand
 from conf.training import CheckpointConfig
-from training.engine.accelerator import Offload
 from training.perf import FORWARDS_A_STEP
 from training.plan.denoiser import Denoiser
 from training.plan.machine import Machine, machine_of
-from training.plan.state import BYTES, State, sent_bytes, state_of
+from training.plan.state import BYTES, Offload, State, moment_bytes, sent_bytes, state_of
 
 ZERO = (EngineKind.zero1, EngineKind.zero2, EngineKind.zero3)
-NUMBERS_OF_A_CHECKPOINT = 4  # weights, average and two moments of each parameter
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +132,8 @@ def plan_train(config: PlanTrainCommand, denoiser: Denoiser) -> TrainPlan:
     rate = machine.mfu * machine.peak.flops * ranks
     seconds = forwards * denoiser.flops * config.batch_size / rate
     hours, price = steps * seconds / 3600, plan.dollars_per_gpu_hour
-    checkpoint = NUMBERS_OF_A_CHECKPOINT * BYTES * parameters
+    # Weights and average, and the moments.
+    checkpoint = 2 * BYTES * parameters + moment_bytes(denoiser.sizes, config.optimizer.kind)
     return TrainPlan(
         parameters=parameters,
         samples=config.train.samples,
@@ -173,16 +172,15 @@ def engine_rows(
     config: PlanTrainCommand, denoiser: Denoiser, ranks: int, activations: int
 ) -> tuple[EngineRow, ...]:
     """What the engines need that could be chosen for so many ranks; the last is the chosen one."""
-    engine = config.engine
+    engine, optimizer = config.engine, config.optimizer.kind
     chosen = (engine.kind, Offload(engine.offload_optimizer, engine.offload_parameters))
-    plain = EngineKind.single if ranks == 1 else EngineKind.ddp
-    ways = [
-        *((kind, Offload()) for kind in (plain, *ZERO)),
-        (EngineKind.zero2, Offload(optimizer=True)),
-        (EngineKind.zero3, Offload(optimizer=True, parameters=True)),
-    ]
+    ways = [(EngineKind.single if ranks == 1 else EngineKind.ddp, Offload())]
+    if optimizer is OptimizerKind.adamw:  # the other one's moments are not cut into shares
+        ways += [(kind, Offload()) for kind in ZERO]
+        ways.append((EngineKind.zero2, Offload(optimizer=True)))
+        ways.append((EngineKind.zero3, Offload(optimizer=True, parameters=True)))
     sizes = denoiser.sizes
     return tuple(
-        EngineRow(kind, offload, state_of(kind, sizes, ranks, offload), activations)
+        EngineRow(kind, offload, state_of(kind, sizes, ranks, offload, optimizer), activations)
         for kind, offload in (*(way for way in ways if way != chosen), chosen)
     )

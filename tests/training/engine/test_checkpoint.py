@@ -10,10 +10,11 @@ from torch import nn
 
 from conf.enums import EngineKind, Precision
 from conf.errors import RunError, UserError
-from conf.training import OptimizerConfig
+from conf.training import EngineConfig, OptimizerConfig
 from data.storage import Prefix, open_prefix
 from tests.helpers.engines import forget_engine
 from tests.helpers.latents import adam_moments, assert_equal
+from training.engine.build import build_engine
 from training.engine.checkpoint import (
     COMMIT,
     EMA,
@@ -26,9 +27,10 @@ from training.engine.checkpoint import (
     restore_optimizer,
     save_checkpoint,
 )
-from training.engine.strategy import Engine, build_engine
+from training.engine.strategy import Engine
 
 OPTIMIZER = "optimizer-00000.safetensors"
+FP32 = EngineConfig(kind=EngineKind.single, precision=Precision.fp32)
 FILES = (OPTIMIZER, MODEL, EMA)
 
 
@@ -37,7 +39,7 @@ def build(seed: int) -> Engine:
     torch.manual_seed(seed)
     network = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(12, 5))
     config = OptimizerConfig(lr=0.1)
-    return build_engine(EngineKind.single, Precision.fp32, config, network, 4, 1)
+    return build_engine(FP32, config, network, 4, 1)
 
 
 def step(engine: Engine) -> None:
@@ -85,10 +87,10 @@ def test_what_was_saved_comes_back(engine: Engine, out: Prefix) -> None:
     other = build(seed=1)
     restore_optimizer(other, checkpoint)
     for name, parameter in other.module.named_parameters():
-        state = other.adamw.state[parameter]
+        state = other.optimizer.state[parameter]
         assert int(state["step"]) == 7
         for kind in ("exp_avg", "exp_avg_sq"):
-            wanted = engine.adamw.state[engine.module.get_parameter(name)][kind]
+            wanted = engine.optimizer.state[engine.module.get_parameter(name)][kind]
             assert torch.equal(state[kind], wanted)
             assert torch.equal(adam_moments(checkpoint)[f"{name}|{kind}"], wanted.flatten())
 

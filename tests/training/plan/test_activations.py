@@ -66,7 +66,7 @@ def test_the_count_is_that_of_a_real_pass(precision: Precision, recompute: bool)
         recompute_blocks(model)
     autocast_forward(model, precision, torch.device("cpu"))
     real, tolerance = really_kept(model), 0.0
-    if precision is Precision.bf16:  # autocast casts a bias or two more
+    if precision is not Precision.fp32:  # autocast casts a bias or two more
         tolerance = 0.001
     if recompute:  # while a block is computed again, its inside is there too
         real += max_inside(config, precision)

@@ -1,0 +1,130 @@
+"""A rank that hangs ends the run; the others say which one it is, and where."""
+
+import os
+import re
+import signal
+import socket
+import sys
+import threading
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import psutil
+import pytest
+
+from data.collate import latent_batch
+from tests.helpers.commands import ENVIRONMENT, LDM, running_ldm, wait_for_end, wait_until
+from tests.helpers.latents import SMALL_UNET, assert_equal, checkpoint_of, train_small
+from tests.helpers.processes import free_ports, kill_process, start_process
+from tests.helpers.ranks import run_ranks
+from training.engine.checkpoint import EMA, MODEL
+
+LIMIT, GRACE = 3.0, 8.0
+ENDLESS = (
+    *SMALL_UNET,
+    "engine=ddp",
+    "engine.precision=fp32",
+    "cluster.processes=2",
+    "batch_size=8",
+    "train.samples=8_000_000",
+    "checkpoint.every_samples=80",
+    "tracking.kind=off",
+    f"guards.hang_seconds={LIMIT}",
+)
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's list of processes")
+
+
+def has_steps(run: Path) -> bool:
+    return any(run.glob("checkpoints/*/commit.json"))
+
+
+def sleep_for_ever(stalled: Path) -> None:
+    stalled.touch()
+    threading.Event().wait()
+
+
+def train_and_stall(latents: Path, out: Path, stalled: Path) -> None:
+    """For `run_ranks`: rank 1 never gets its sixth batch."""
+
+    def collate(corpus: Any, places: range) -> Any:
+        if os.environ["RANK"] == "1" and places.start >= 5 * 8:
+            sleep_for_ever(stalled)
+        return latent_batch(corpus, places)
+
+    with mock.patch("training.feed.latent_batch", collate):
+        train_small(latents, out, *ENDLESS[-3:], "engine=ddp", "train.samples=8000")
+
+
+def test_a_rank_whose_reading_never_ends_is_named_with_the_function(
+    latents: Path, tmp_path: Path
+) -> None:
+    stalled = tmp_path / "stalled"
+    with pytest.raises(AssertionError, match="exit code 1") as ended:
+        run_ranks(train_and_stall, 2, latents, tmp_path / "run", stalled)
+    assert time.time() - stalled.stat().st_mtime < LIMIT + GRACE
+    (line,) = set(re.findall("ldm: (.*)", str(ended.value)))
+    assert f"no progress for 3 s: rank 1 ({socket.gethostname()}) is still in step 5, " in line
+    assert "reading, at wait (python3.11/threading.py:" in line or "reading, at " in line
+    assert "sleep_for_ever (distributed/test_hanging.py:" in line
+    assert line.endswith("others wait in step 5, computing")
+
+
+def test_a_stopped_rank_is_named_by_the_others_and_ended(latents: Path, tmp_path: Path) -> None:
+    run, log = tmp_path / "run", tmp_path / "log"
+    with running_ldm(log, "train", f"data.url={latents}", f"out={run}", *ENDLESS) as process:
+        wait_until(lambda: has_steps(run), process, log)
+        ranks = psutil.Process(process.pid).children(recursive=True)
+        (second,) = [rank for rank in ranks if rank.environ().get("RANK") == "1"]
+        second.send_signal(signal.SIGSTOP)
+        began = time.monotonic()
+        ended = wait_for_end(process, log)
+        assert time.monotonic() - began < LIMIT + GRACE
+        assert not second.is_running()
+    assert ended.code == 1, ended.output
+    lines = [line for line in ended.output.splitlines() if line.startswith("ldm: ")]
+    assert len(lines) == 1, ended.output
+    assert f"rank 1 ({socket.gethostname()}) gives no sign of life since step" in lines[0]
+    assert "(training/loop.py:" in lines[0]
+
+
+def test_a_rank_whose_peers_meeting_place_is_gone_says_so(latents: Path, tmp_path: Path) -> None:
+    """Without a launcher rank 0 holds the store."""
+    port = str(free_ports(1)[0])
+    run, logs = tmp_path / "run", [tmp_path / "0.log", tmp_path / "1.log"]
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    command = [*LDM, "train", f"data.url={latents}", f"out={run}", *ENDLESS]
+    with ExitStack() as ending:
+        ranks = []
+        for number, log in enumerate(logs):
+            place = {"RANK": str(number), "LOCAL_RANK": str(number), "GLOO_SOCKET_IFNAME": "lo"}
+            ranks.append(start_process(command, log, {**ENVIRONMENT, **common, **place}))
+            ending.callback(kill_process, ranks[-1])
+        wait_until(lambda: has_steps(run), ranks[0], logs[0])
+        ranks[0].send_signal(signal.SIGSTOP)
+        began = time.monotonic()
+        ended = wait_for_end(ranks[1], logs[1])
+        assert time.monotonic() - began < LIMIT + GRACE
+    assert ended.code == 1, ended.output
+    assert f"no progress for 3 s, and no answer from 127.0.0.1:{port}" in ended.output
+
+
+def train_twice(latents: Path, root: Path) -> None:
+    """For `run_ranks`: with and without, in one process group."""
+    from tests.helpers.engines import train_in_turn
+
+    cases = [
+        (root / name, ("engine=ddp", f"guards.hang_seconds={limit}"))
+        for name, limit in (("with", 2), ("without", 0))
+    ]
+    train_in_turn(latents, cases)
+
+
+def test_a_watched_run_has_the_same_bits(latents: Path, tmp_path: Path) -> None:
+    run_ranks(train_twice, 2, latents, tmp_path)
+    watched, plain = checkpoint_of(tmp_path / "with"), checkpoint_of(tmp_path / "without")
+    assert_equal(watched.tensors(MODEL), plain.tensors(MODEL))
+    assert_equal(watched.tensors(EMA), plain.tensors(EMA))
