@@ -70,7 +70,7 @@ def train_facts(plan: TrainPlan) -> Facts:
         ("denoiser", f"{plan.parameters / 1e6:,.1f}M parameters"),
         ("batch", batch),
         ("steps", f"{plan.steps:,} for {plan.samples:,} samples{epochs}"),
-        ("FLOPs", f"{plan.flops / 1e9:,.1f} G an image; a step does {plan.forwards} x that"),
+        ("FLOPs", f"{plan.flops / 1e9:,.4g} G an image; a step does {plan.forwards} x that"),
         ("each rank", device(plan.machine)),
         ("speed", f"{images:,.0f} images/s, {duration(plan.step_seconds)} a step"),
         ("time", duration(plan.hours * 3600) + price(plan.dollars)),
@@ -92,7 +92,7 @@ def cache_facts(plan: CachePlan) -> Facts:
     images = f"{plan.images:,}" if known else "not known: give plan.samples"
     return (
         ("images", images),
-        ("FLOPs", f"{plan.flops / 1e9:,.1f} G an image"),
+        ("FLOPs", f"{plan.flops / 1e9:,.4g} G an image"),
         ("each rank", f"{device(plan.machine)}; {plan.ranks:,} in all"),
         ("speed", f"{plan.images_per_second:,.0f} images/s"),
         ("writes", f"{size(plan.sample_bytes)} a sample" + f", {size(plan.bytes)}" * known),

@@ -13,6 +13,7 @@ from data.manifest import load_manifest
 from data.storage import open_prefix
 from launch.cli import run
 from tests.helpers.latents import SMALL_UNET, write_latents
+from tests.helpers.raw_images import write_raw
 from training.plan.fed import stored_bytes
 from training.track import METRICS
 
@@ -82,6 +83,23 @@ def test_a_dataset_says_what_it_holds(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "no data.url is given" in assumed["remarks"][0]
     gone = ("train", *SMALL_UNET, f"data.url={tmp_path / 'gone'}", "train.samples=74")
     assert "gone" in planned(capsys, *gone)["remarks"][0]
+
+
+def test_images_say_their_sizes_and_that_encoding_is_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = f"data.url={tmp_path / 'images'}"
+    write_raw(tmp_path / "images", [3, 2], lambda i: {"bucket": i % 2}, ((64, 64), (32, 128)))
+    given = ("train", *SMALL_UNET, url, "train.samples=10", "batch_size=5", "plan.gpu=L4")
+    plan = planned(capsys, *given)
+    assert plan["epochs"] == 2
+    assert "encoding them on the way is in no figure" in plan["remarks"][0]
+    cache = planned(capsys, "cache", "autoencoder=sd15", url, "plan.gpu=L4")
+    assert cache["images"] == 5
+    assert cache["bytes"] == 5 * cache["sample_bytes"]
+    write_latents(tmp_path / "latents", [4])
+    assert run(["plan", "cache", "autoencoder=sd15", f"data.url={tmp_path / 'latents'}"]) == 2
+    assert "images are needed" in capsys.readouterr().err
 
 
 def test_an_estimated_sample_is_as_large_as_a_real_one(tmp_path: Path) -> None:

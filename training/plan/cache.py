@@ -15,7 +15,7 @@ from conf.enums import LatentDtype, LatentStore, Precision, TextStore
 from conf.errors import UserError
 from conf.plan import PlanConfig
 from conf.schema import PlanCacheCommand
-from data.manifest import square_side
+from data.manifest import load_manifest, square_side
 from data.storage import open_prefix
 from data.views import view_names
 from training.models.autoencoder import IMAGE_CHANNELS, KLAutoencoder
@@ -65,13 +65,13 @@ def plan_cache(config: PlanCacheCommand) -> CachePlan:
     """Plan a cache; nothing is read but manifests, and nothing is computed but shapes.
 
     Raises:
-        UserError: The autoencoder is not there, or cannot divide the images' sizes.
+        UserError: The autoencoder is not there or cannot divide the sizes, or there are no images.
     """
     plan, manifests = config.plan, read_manifests(config.data.url)
     remarks = ["the text encoder's work is in no figure"]
     images, buckets = plan.samples, {(plan.image_size, plan.image_size): 1.0}
     if manifests[0]:
-        manifest = manifests[0][0]
+        manifest = load_manifest(open_prefix(config.data.url, "data.url"), "images")
         images = manifest.samples
         counts = [sum(column) for column in zip(*(s.buckets for s in manifest.shards), strict=True)]
         pairs = zip(manifest.buckets, counts, strict=True)
@@ -100,7 +100,7 @@ def plan_cache(config: PlanCacheCommand) -> CachePlan:
         images_per_second=rate,
         hours=hours,
         dollars=None if price is None or hours is None else hours * ranks * price,
-        remarks=(*remarks, *said, f"captions are {plan.text_tokens} x {plan.text_width}"),
+        remarks=(*remarks, *said, f"captions are {_tokens(config)} x {plan.text_width}"),
     )
 
 
@@ -157,8 +157,14 @@ def _sample_bytes(config: PlanCacheCommand, model: AnyAutoencoder, sides: tuple[
     places = sides[0] * sides[1] // model.downsampling**2
     kinds = 2 if encoding.store is LatentStore.moments else 1
     latents = number * kinds * model.latent_channels * places
-    tokens = text.max_length if text.padding else min(config.plan.text_tokens, text.max_length)
+    tokens = _tokens(config)
     caption = tokens * config.plan.text_width * number
     if encoding.text is TextStore.ids:
         caption = BYTES_OF_ID * tokens * (1 + len(text.joined))
     return stored_bytes([latents] * len(view_names(encoding)) + [caption])
+
+
+def _tokens(config: PlanCacheCommand) -> int:
+    """Tokens of a stored caption."""
+    longest = config.text_encoder.max_length
+    return longest if config.text_encoder.padding else min(config.plan.text_tokens, longest)
