@@ -30,7 +30,7 @@ class PlanConfig:
         "GB of a rank's memory that are left for libraries, workspaces and fragments", 2.0, low=0
     )
     store_mb_s: float = setting(
-        "MB per second in which a checkpoint is written: an assumption", 200.0, low=0.001
+        "MB of a checkpoint that each rank writes in a second: an assumption", 200.0, low=0.001
     )
     samples: int | None = setting(
         "samples of a dataset that cannot be read yet; null is not known", None, low=1
@@ -40,4 +40,7 @@ class PlanConfig:
     latent_channels: int = setting("of such a dataset: channels of a latent", 4, low=1)
     text_width: int = setting("of such a dataset: channels of a text embedding", 1024, low=1)
     text_tokens: int = setting("of such a dataset: tokens of a caption", 77, low=1)
+    classes: int = setting(
+        "of such a dataset: classes in the place of captions; 0 is captions", 0, low=0
+    )
     json: bool = setting("print the plan as JSON", False)

@@ -28,7 +28,8 @@ def plan_training(config: PlanTrainCommand) -> None:
         UserError: It cannot run; the plan is printed before that.
     """
     layout = torch.channels_last if config.engine.channels_last else torch.contiguous_format
-    denoiser = Denoiser(config.unet, fed_by(config.data, config.plan), layout)
+    fed = fed_by(config.data, config.plan)
+    denoiser = Denoiser(config.unet, fed, config.diffusion.learned_variance, layout)
     plan = plan_train(config, denoiser)
     if config.plan.json:
         _print_json(plan)
@@ -81,7 +82,8 @@ def train_facts(plan: TrainPlan) -> Facts:
             "checkpoints",
             f"{size(plan.checkpoint_bytes)} each, {plan.checkpoints:,} kept: "
             f"{size(plan.checkpoint_bytes * plan.checkpoints)}; "
-            f"{duration(plan.checkpoint_seconds)} to write one",
+            f"{duration(plan.checkpoint_seconds)} to write one, from "
+            f"{size(plan.checkpoint_bytes / plan.ranks)} of host memory a rank",
         ),
     )
 

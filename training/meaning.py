@@ -124,6 +124,7 @@ def text_spec(text_encoder: TextEncoder, encoding: EncodingConfig, captions: int
         padding=text_encoder.padding,
         pooled_width=text_encoder.pooled_width,
         models=len(text_encoder.tokenize([""]).ids[0]),
+        classes=text_encoder.classes,
     )
 
 

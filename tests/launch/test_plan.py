@@ -38,6 +38,8 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_plans(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     gpu = () if name.startswith("emoji") else EIGHT
+    if name == "ldm4_imagenet":
+        gpu = ("plan.gpu=H100", "plan.gpus=8", "micro_batch_size=30", "plan.classes=1000")
     plan = planned(capsys, "train", f"experiment={name}", "plan.image_size=256", *gpu)
     assert plan["micro_batch_size"] * plan["ranks"] * plan["accumulation"] == plan["batch_size"]
     assert plan["steps"] * plan["batch_size"] >= plan["samples"]
@@ -61,6 +63,18 @@ def test_figures_follow_from_each_other(capsys: pytest.CaptureFixture[str]) -> N
     assert plan["dataset_bytes"] == 1e8 * bytes_a_sample
     rate = plan["batch_size"] / plan["step_seconds"]
     assert plan["read_bytes"] == pytest.approx(rate * bytes_a_sample)
+
+
+def test_classes_are_one_token_of_a_table_that_is_learned(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    given = ("train", "experiment=emoji_tiny", "plan.gpu=L4", "unet.class_width=1024")
+    words, classes = (planned(capsys, *given, *more) for more in ((), ("plan.classes=10",)))
+    assert classes["parameters"] == words["parameters"] + 11 * 1024
+    assert classes["chosen"]["activations"] < words["chosen"]["activations"]
+    learned = ("diffusion.schedule=cosine", "diffusion.learned_variance=true")
+    more = planned(capsys, *given, *learned)["parameters"] - words["parameters"]
+    assert more == 4 * (9 * 32 + 1)  # as many channels again of the last convolution
 
 
 def test_recomputing_takes_less_memory_and_more_time(capsys: pytest.CaptureFixture[str]) -> None:
@@ -143,7 +157,7 @@ def test_an_engine_that_does_not_fit_is_refused_with_what_does(
         (("plan.gpus=3",), "batch_size=2048: cannot be divided by 3 ranks"),
         (("plan.gpus=8", "engine=single"), "engine=single: runs one rank, plan.nodes*plan.gpus=8"),
         (("plan.gpu=H1000",), "plan.gpu=H1000: is not known"),
-        ((*EIGHT, "cluster.minutes=1"), "cluster.minutes=1: is over before a step"),
+        ((*EIGHT, "cluster.minutes=0.1"), "cluster.minutes=0.1: is over before a step"),
         (("plan.image_size=500", *EIGHT), "unet.channel_mult="),
     ],
 )

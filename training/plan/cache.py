@@ -6,6 +6,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from conf.encoders import (
+    CLASSES,
     AutoencoderConfig,
     KLAutoencoderConfig,
     PretrainedAutoencoderConfig,
@@ -19,6 +20,7 @@ from data.manifest import load_manifest, square_side
 from data.storage import open_prefix
 from data.views import view_names
 from training.models.autoencoder import IMAGE_CHANNELS, KLAutoencoder
+from training.models.classes import WIDTH as DIGITS
 from training.models.pretrained_source import find_source
 from training.models.tiny import TinyAutoencoder, TinySizes
 from training.perf import META
@@ -100,7 +102,7 @@ def plan_cache(config: PlanCacheCommand) -> CachePlan:
         images_per_second=rate,
         hours=hours,
         dollars=None if price is None or hours is None else hours * ranks * price,
-        remarks=(*remarks, *said, f"captions are {_tokens(config)} x {plan.text_width}"),
+        remarks=(*remarks, *said, f"captions are {_tokens(config)} x {_width(config)}"),
     )
 
 
@@ -158,10 +160,16 @@ def _sample_bytes(config: PlanCacheCommand, model: AnyAutoencoder, sides: tuple[
     kinds = 2 if encoding.store is LatentStore.moments else 1
     latents = number * kinds * model.latent_channels * places
     tokens = _tokens(config)
-    caption = tokens * config.plan.text_width * number
+    caption = tokens * _width(config) * number
     if encoding.text is TextStore.ids:
         caption = BYTES_OF_ID * tokens * (1 + len(text.joined))
     return stored_bytes([latents] * len(view_names(encoding)) + [caption])
+
+
+def _width(config: PlanCacheCommand) -> int:
+    """Numbers of a stored token."""
+    classes = config.text_encoder.path.startswith(CLASSES)
+    return DIGITS if classes else config.plan.text_width
 
 
 def _tokens(config: PlanCacheCommand) -> int:

@@ -21,6 +21,7 @@ class Denoiser:
     Args:
         config: Its sizes.
         fed: What it is fed with.
+        learned_variance: Whether it says variances too.
         layout: Of images in memory.
 
     Raises:
@@ -28,7 +29,11 @@ class Denoiser:
     """
 
     def __init__(
-        self, config: UNetConfig, fed: Fed, layout: torch.memory_format = torch.channels_last
+        self,
+        config: UNetConfig,
+        fed: Fed,
+        learned_variance: bool = False,
+        layout: torch.memory_format = torch.channels_last,
     ) -> None:
         self.fed, self._layout = fed, layout
         halvings = fed.downsampling * 2 ** (len(config.channel_mult) - 1)
@@ -41,7 +46,14 @@ class Denoiser:
                 )
         try:
             with torch.device(META):
-                unet = UNet(config, fed.channels, fed.text_width, fed.pooled_width)
+                unet = UNet(
+                    config,
+                    fed.channels,
+                    fed.text_width,
+                    fed.pooled_width,
+                    (1 + learned_variance) * fed.channels,
+                    fed.classes,
+                )
         except ValueError as error:
             raise UserError("unet", str(error), "choose sizes that fit") from None
         self.unet = unet.to(memory_format=layout)

@@ -9,6 +9,7 @@ from conf.groups import DataConfig
 from conf.plan import PlanConfig
 from data.manifest import Manifest, load_manifest
 from data.storage import open_prefix
+from training.models.classes import WIDTH as DIGITS
 
 BYTES_OF_HALF = 2
 # A member of a tar has a header of one block and fills its last one; an array has its own header.
@@ -26,6 +27,7 @@ class Fed:
         text_width: Channels of a text embedding.
         tokens: Of the longest caption.
         pooled_width: Channels of a whole caption's vector; 0 is none.
+        classes: In the place of captions; 0 is none.
         samples: Of all datasets; None is not known.
         bytes: Of a sample in the store, in the mean.
         remarks: What is assumed, in words.
@@ -37,6 +39,7 @@ class Fed:
     text_width: int
     tokens: int
     pooled_width: int
+    classes: int
     samples: int | None
     bytes: float
     remarks: tuple[str, ...]
@@ -67,7 +70,7 @@ def fed_by(data: DataConfig, plan: PlanConfig) -> Fed:
     if latents is None or text is None:
         remark = "data.url holds images: encoding them on the way is in no figure, and latents and "
         remarks = (remark + "captions are as plan.* says",)
-        return Fed(buckets, *_settings(plan), 0, samples, size, remarks)
+        return Fed(buckets, *_settings(plan), samples, size, remarks)
     return Fed(
         buckets,
         latents.downsampling,
@@ -75,6 +78,7 @@ def fed_by(data: DataConfig, plan: PlanConfig) -> Fed:
         text.width,
         text.max_length,
         text.pooled_width,
+        text.classes,
         samples,
         size,
         (),
@@ -98,14 +102,15 @@ def read_manifests(url: str, also: Sequence[str] = ()) -> tuple[list[Manifest], 
 def _assumed(plan: PlanConfig, why: str) -> Fed:
     side = plan.image_size
     places = (side // plan.downsampling) ** 2
-    numbers = (2 * plan.latent_channels * places, plan.text_tokens * plan.text_width)
+    _, _, width, tokens, _, _ = _settings(plan)
+    numbers = (2 * plan.latent_channels * places, tokens * width)
     remark = (
         f"{why}: latents are {plan.latent_channels} x {side // plan.downsampling} x "
-        f"{side // plan.downsampling}, captions {plan.text_tokens} x {plan.text_width}, as plan.* "
+        f"{side // plan.downsampling}, captions {tokens} x {width}, as plan.* "
         "says"
     )
     size = stored_bytes(BYTES_OF_HALF * count for count in numbers)
-    return Fed({(side, side): 1.0}, *_settings(plan), 0, plan.samples, size, (remark,))
+    return Fed({(side, side): 1.0}, *_settings(plan), plan.samples, size, (remark,))
 
 
 def stored_bytes(arrays: Iterable[int]) -> int:
@@ -114,5 +119,7 @@ def stored_bytes(arrays: Iterable[int]) -> int:
     return BLOCK * (sum(1 + count for count in blocks) + 2)
 
 
-def _settings(plan: PlanConfig) -> tuple[int, int, int, int]:
-    return plan.downsampling, plan.latent_channels, plan.text_width, plan.text_tokens
+def _settings(plan: PlanConfig) -> tuple[int, int, int, int, int, int]:
+    """The sizes from `downsampling` to `classes`."""
+    text = (DIGITS, 1) if plan.classes else (plan.text_width, plan.text_tokens)
+    return plan.downsampling, plan.latent_channels, *text, 0, plan.classes

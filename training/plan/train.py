@@ -157,7 +157,7 @@ def plan_train(config: PlanTrainCommand, denoiser: Denoiser) -> TrainPlan:
         sent_bytes=sent_bytes(config.engine.kind, parameters, ranks, accumulation),
         checkpoint_bytes=checkpoint,
         checkpoints=kept_checkpoints(config.checkpoint, config.train.samples),
-        checkpoint_seconds=checkpoint / (plan.store_mb_s * 1e6),
+        checkpoint_seconds=checkpoint / ranks / (plan.store_mb_s * 1e6),
         remarks=fed.remarks,
     )
 
@@ -165,7 +165,11 @@ def plan_train(config: PlanTrainCommand, denoiser: Denoiser) -> TrainPlan:
 def kept_checkpoints(config: CheckpointConfig, samples: int) -> int:
     """Checkpoints that are there when a training of so many samples ends, at the most."""
     for_good = samples // config.keep_every_samples if config.keep_every_samples else 0
-    return min(config.keep_last, math.ceil(samples / config.every_samples)) + for_good
+    return (
+        min(config.keep_last, math.ceil(samples / config.every_samples))
+        + for_good
+        + config.keep_best
+    )
 
 
 def engine_rows(
