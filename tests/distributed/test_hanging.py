@@ -17,10 +17,9 @@ import pytest
 
 from data.collate import latent_batch
 from tests.helpers.commands import ENVIRONMENT, LDM, running_ldm, wait_for_end, wait_until
-from tests.helpers.latents import SMALL_UNET, assert_equal, checkpoint_of, train_small
+from tests.helpers.latents import SMALL_UNET, train_small
 from tests.helpers.processes import free_ports, kill_process, start_process
 from tests.helpers.ranks import run_ranks
-from training.engine.checkpoint import EMA, MODEL
 
 LIMIT, GRACE = 3.0, 8.0
 ENDLESS = (
@@ -67,8 +66,10 @@ def test_a_rank_whose_reading_never_ends_is_named_with_the_function(
         run_ranks(train_and_stall, 2, latents, tmp_path / "run", stalled)
     assert time.time() - stalled.stat().st_mtime < LIMIT + GRACE
     (line,) = set(re.findall("ldm: (.*)", str(ended.value)))
-    assert f"no progress for 3 s: rank 1 ({socket.gethostname()}) is still in step 5, " in line
-    assert "reading, at wait (python3.11/threading.py:" in line or "reading, at " in line
+    assert (
+        f"no progress for 3 s: rank 1 ({socket.gethostname()}) is still in step 5, reading, at "
+        in line
+    )
     assert "sleep_for_ever (distributed/test_hanging.py:" in line
     assert line.endswith("others wait in step 5, computing")
 
@@ -87,7 +88,7 @@ def test_a_stopped_rank_is_named_by_the_others_and_ended(latents: Path, tmp_path
     assert ended.code == 1, ended.output
     lines = [line for line in ended.output.splitlines() if line.startswith("ldm: ")]
     assert len(lines) == 1, ended.output
-    assert f"rank 1 ({socket.gethostname()}) gives no sign of life since step" in lines[0]
+    assert f"rank 1 ({socket.gethostname()}) has given no sign of life since step" in lines[0]
     assert "(training/loop.py:" in lines[0]
 
 
@@ -110,21 +111,3 @@ def test_a_rank_whose_peers_meeting_place_is_gone_says_so(latents: Path, tmp_pat
         assert time.monotonic() - began < LIMIT + GRACE
     assert ended.code == 1, ended.output
     assert f"no progress for 3 s, and no answer from 127.0.0.1:{port}" in ended.output
-
-
-def train_twice(latents: Path, root: Path) -> None:
-    """For `run_ranks`: with and without, in one process group."""
-    from tests.helpers.engines import train_in_turn
-
-    cases = [
-        (root / name, ("engine=ddp", f"guards.hang_seconds={limit}"))
-        for name, limit in (("with", 2), ("without", 0))
-    ]
-    train_in_turn(latents, cases)
-
-
-def test_a_watched_run_has_the_same_bits(latents: Path, tmp_path: Path) -> None:
-    run_ranks(train_twice, 2, latents, tmp_path)
-    watched, plain = checkpoint_of(tmp_path / "with"), checkpoint_of(tmp_path / "without")
-    assert_equal(watched.tensors(MODEL), plain.tensors(MODEL))
-    assert_equal(watched.tensors(EMA), plain.tensors(EMA))
