@@ -20,6 +20,7 @@ from tests.helpers.commands import ENVIRONMENT, LDM, running_ldm, wait_for_end, 
 from tests.helpers.latents import SMALL_UNET, train_small
 from tests.helpers.processes import free_ports, kill_process, start_process
 from tests.helpers.ranks import run_ranks
+from training.engine.checkpoint import save_checkpoint
 
 LIMIT, GRACE = 3.0, 8.0
 ENDLESS = (
@@ -46,19 +47,36 @@ def sleep_for_ever(stalled: Path) -> None:
     threading.Event().wait()
 
 
+def get_on(depth: int) -> None:
+    """Work without beats, for 40 ms a level."""
+    time.sleep(0.04)
+    if depth:
+        get_on(depth - 1)
+
+
 def train_and_stall(latents: Path, out: Path, stalled: Path) -> None:
-    """For `run_ranks`: rank 1 never gets its sixth batch."""
+    """For `run_ranks`: rank 0 saves for longer than the limit; rank 1 never gets a sixth batch."""
 
     def collate(corpus: Any, places: range) -> Any:
         if os.environ["RANK"] == "1" and places.start >= 5 * 8:
             sleep_for_ever(stalled)
         return latent_batch(corpus, places)
 
-    with mock.patch("training.feed.latent_batch", collate):
-        train_small(latents, out, *ENDLESS[-3:], "engine=ddp", "train.samples=8000")
+    def save(*given: Any) -> None:
+        if os.environ["RANK"] == "0":
+            for _ in range(5):
+                get_on(int(LIMIT / 4 / 0.04))
+        save_checkpoint(*given)
+
+    patches = {"training.feed.latent_batch": collate, "training.loop.save_checkpoint": save}
+    with ExitStack() as patched:
+        for name, function in patches.items():
+            patched.enter_context(mock.patch(name, function))
+        settings = ("engine=ddp", "checkpoint.every_samples=24", "train.samples=8000")
+        train_small(latents, out, *settings, f"guards.hang_seconds={LIMIT}")
 
 
-def test_a_rank_whose_reading_never_ends_is_named_with_the_function(
+def test_a_rank_whose_reading_never_ends_is_named_and_a_slow_one_is_not(
     latents: Path, tmp_path: Path
 ) -> None:
     stalled = tmp_path / "stalled"
