@@ -52,7 +52,7 @@ class Tried:
 
 
 def dry_batch(
-    config: GuardsConfig, engine: Engine, losses: Losses, data: Corpus, batch: Any, seed: int
+    config: GuardsConfig, engine: Engine, losses: Losses, data: Corpus, batch: Any
 ) -> str:
     """Try a rank's first micro-batch, forward and backward, together with all other ranks.
 
@@ -62,7 +62,6 @@ def dry_batch(
         losses: Per-sample values of a micro-batch.
         data: What the micro-batch was read from, for names of samples.
         batch: The micro-batch.
-        seed: Of torch's own generator in the first step.
 
     Returns:
         What was found, in a line.
@@ -77,7 +76,7 @@ def dry_batch(
     lacking = engine.weights_in_shares and _room(engine) < 2 * 4 * parameters
     tried = []
     if not engine.any(lacking):
-        tried = engine.gather(_try(engine, losses, data, batch, seed))
+        tried = engine.gather(_try(engine, losses, data, batch))
     if not tried or (engine.zero_stage >= 2 and any(one.out_of_memory for one in tried)):
         return "the first micro-batch is not tried: there is no room for whole gradients"
     check_tried(tried, config.nonfinite is OnNonfinite.skip)
@@ -156,7 +155,7 @@ def _shared(ranks: Sequence[Sequence[Hashable]]) -> tuple[int, int] | None:
     return None
 
 
-def _try(engine: Engine, losses: Losses, data: Corpus, batch: Any, seed: int) -> Tried:
+def _try(engine: Engine, losses: Losses, data: Corpus, batch: Any) -> Tried:
     module = engine.module
     tried = Tried(tuple(batch.places.tolist()))
     weights = [*whole_weights(engine)]
@@ -169,7 +168,6 @@ def _try(engine: Engine, losses: Losses, data: Corpus, batch: Any, seed: int) ->
         torch.compiler.set_stance("force_eager"),
         noted_draws() as draws,
     ):
-        torch.manual_seed(seed)
         named = {name: one for name, one in module.named_parameters() if one.requires_grad}
         try:
             loss = losses(module, batch, engine.device)["loss"]

@@ -97,12 +97,8 @@ class Guards:
         self._losses, self._out = losses, out
         self._spikes = Spikes(config.spike_deviations)
 
-    def before_steps(self, micro_batch: Any, seed: int) -> float:
-        """Try this rank's first micro-batch, if that is wanted.
-
-        Args:
-            micro_batch: As the loader gives it.
-            seed: Of torch's own generator in the first step.
+    def before_steps(self, micro_batch: Any) -> float:
+        """Try this rank's first micro-batch, as the loader gives it, if that is wanted.
 
         Returns:
             The seconds that it took.
@@ -113,7 +109,7 @@ class Guards:
         began = time.perf_counter()
         if self._config.dry_batch:
             what = self._config, self._engine, self._losses, self._data
-            found = dry_batch(*what, micro_batch, seed)
+            found = dry_batch(*what, micro_batch)
             if self._engine.world.main:
                 say(found)
         return time.perf_counter() - began

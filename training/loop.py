@@ -177,8 +177,7 @@ class _Loop:
                     break
                 self.use.count(micro_batches[0])
                 if self.progress == self.start:
-                    spent = self.guards.before_steps(micro_batches[0], self._seed())
-                    self.interval.leave_out(spent)
+                    self.interval.leave_out(self.guards.before_steps(micro_batches[0]))
                 means = self._step(micro_batches)
                 self.interval.add(waited, self.config.batch_size)
                 meter.advance(self.config.batch_size, f"loss {means['loss']:.4f}{self.use}")
@@ -232,7 +231,7 @@ class _Loop:
 
     def _step(self, micro_batches: list[Any]) -> dict[str, float]:
         config, seen = self.config, self.progress.samples_seen
-        torch.manual_seed(self._seed())
+        torch.manual_seed(step_seed(config.train.seed, seen, self.engine.world.rank))
         rate = learning_rate(config.optimizer, seen, config.train.samples)
         means = self.engine.update(
             self.heart.each(micro_batches),
@@ -249,11 +248,6 @@ class _Loop:
             )
             update_ema(self.ema, self.weights, weight)
         return {**means, "lr": rate, "skipped": self.progress.skipped}
-
-    def _seed(self) -> int:
-        """Of torch's own generator in the step to come."""
-        seen, rank = self.progress.samples_seen, self.engine.world.rank
-        return step_seed(self.config.train.seed, seen, rank)
 
     def _due(self, every: int) -> bool:
         """Whether the last step passed a multiple of `every` samples."""
