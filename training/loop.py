@@ -157,6 +157,7 @@ class _Loop:
         self.saver = saver
         self.stall_told = 0.0
         self.heart = Heartbeat(engine.world, config.guards.hang_seconds, start.updates)
+        saver.on_wait = lambda: self.heart.beat(self.progress.updates, Phase.saving)
 
     def run(self) -> None:
         total, main = self.config.train.samples, self.engine.world.main

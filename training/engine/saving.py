@@ -76,6 +76,8 @@ class Saver:
 
     Attributes:
         val_loss: Of the last validation, for the records; None before the first.
+        on_wait: Called again and again while training waits for what is being written: this is no
+            hang, for what writes has time limits of its own.
         stalled: Seconds that training stood still for saving.
         seconds: What the last checkpoint took from its copy to its commit, as this rank saw it.
     """
@@ -84,6 +86,7 @@ class Saver:
         self, out: Prefix, engine: Engine, keep: Keep, val_loss: float | None = None
     ) -> None:
         self.val_loss = val_loss
+        self.on_wait: Callable[[], None] = _nothing
         self.stalled = self.seconds = 0.0
         self._out, self._engine, self._keep = out, engine, keep
         self._files: dict[str, StagedFile] = {}
@@ -143,6 +146,7 @@ class Saver:
                 raise RunError(self._refusal(failed))
             if all(done for done, _ in told):
                 break
+            self.on_wait()
             self._thread.join(POLL_SECONDS[0])
         self._thread = None
         self.stalled += time.perf_counter() - began

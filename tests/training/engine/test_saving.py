@@ -81,8 +81,17 @@ def test_one_is_committed_before_the_next_begins(
 ) -> None:
     store = SlowStore(monkeypatch)
     saver.save(average(engine), Progress(4, 1))
-    threading.Timer(0.2, store.go_on.set).start()
+    waits = 0
+
+    def go_on_after_three() -> None:
+        nonlocal waits
+        waits += 1
+        if waits == 3:
+            store.go_on.set()
+
+    saver.on_wait = go_on_after_three
     saver.save(average(engine), Progress(8, 2))
+    assert waits >= 3
     first = "00000001/commit.json"
     assert first in store.written
     saver.finish()
