@@ -26,6 +26,7 @@ from conf.training import EngineConfig, OptimizerConfig
 from data.storage import open_prefix
 from training.engine.build import build_engine
 from training.engine.checkpoint import Progress
+from training.engine.pieces import EMA, pieces_of
 from training.engine.retention import Keep
 from training.engine.saving import Saver
 from training.engine.strategy import Engine
@@ -47,7 +48,7 @@ def main(gigabytes: float, repeats: int, folder: Path) -> None:
     engine.update([torch.ones(1, WIDTH)], lambda x: {"loss": engine.model(x).mean(1)}, lr=1e-3)
     ema = [parameter.detach().clone() for parameter in engine.module.parameters()]
     ours = Saver(open_prefix(str(folder / "ours"), "out"), engine, Keep(1))
-    savers = {"Latent Foundry": _ours(ours, ema), **_peers(_state(engine, ema))}
+    savers = {"Latent Foundry": _ours(ours, engine, ema), **_peers(_state(engine, ema))}
     seconds: dict[str, list[float]] = {name: [] for name in savers}
     whole: dict[str, list[float]] = {name: [] for name in savers}
     for number in range(repeats + 1):
@@ -69,13 +70,13 @@ def main(gigabytes: float, repeats: int, folder: Path) -> None:
     print(json.dumps({"bytes": bytes_saved, "first": first, "seconds": seconds, "whole": whole}))
 
 
-def _ours(saver: Saver, ema: list[torch.Tensor]) -> Save:
+def _ours(saver: Saver, engine: Engine, ema: list[torch.Tensor]) -> Save:
     saved = 0
 
     def save(place: Path) -> Callable[[], object]:
         nonlocal saved
         saved += 1
-        saver.save(ema, Progress(saved, saved))
+        saver.save(pieces_of(engine, {EMA: ema}), Progress(saved, saved))
         return saver.finish
 
     return save
