@@ -170,6 +170,8 @@ class _Loop:
                 if self.engine.any(told or micro_batches is None or self.saver.failed):
                     break
                 self.use.count(micro_batches[0])
+                if self.progress == self.start:
+                    self.interval.leave_out(self.guards.before_steps(micro_batches[0]))
                 means = self._step(micro_batches)
                 self.interval.add(waited, self.config.batch_size)
                 meter.advance(self.config.batch_size, f"loss {means['loss']:.4f}{self.use}")

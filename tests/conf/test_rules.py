@@ -104,6 +104,14 @@ def test_one_rank_engine_takes_one_process(command):
 
 
 @pytest.mark.parametrize("command", ["autoencoder", "train"])
+def test_a_hang_lasts_long_enough_to_be_told_from_work(command):
+    error = _refused(_with(command, guards__hang_seconds=1.5))
+    assert error.setting == "guards.hang_seconds=1.5" and "2 or more" in error.remedy
+    for seconds in (0.0, 2.0, 1200.0):
+        check(_with(command, guards__hang_seconds=seconds))
+
+
+@pytest.mark.parametrize("command", ["autoencoder", "train"])
 def test_an_unknown_cluster_is_refused(command):
     assert _refused(_with(command, cluster__kind="moon")).setting == "cluster=moon"
 
