@@ -21,6 +21,7 @@ from conf.schema import (
     AutoencoderCommand,
     CacheCommand,
     EvaluateCommand,
+    PlanTrainCommand,
     SampleCommand,
     ShardCommand,
     TrainCommand,
@@ -121,11 +122,12 @@ def _training(config: AutoencoderCommand | TrainCommand) -> None:
         raise UserError(
             f"optimizer.betas={config.optimizer.betas}", "are not two numbers", "give [0.9,0.999]"
         )
-    if config.engine.kind is EngineKind.single and config.cluster.processes > 1:
+    ranks, where = ranks_of(config)
+    if config.engine.kind is EngineKind.single and ranks > 1:
         raise UserError(
             "engine=single",
-            f"runs one rank, cluster.processes={config.cluster.processes} starts more",
-            "choose engine=ddp, zero1, zero2 or zero3, or cluster.processes=1",
+            f"runs one rank, {where}={ranks} starts more",
+            f"choose engine=ddp, zero1, zero2 or zero3, or {where}=1",
         )
     _engine(config.engine)
     in_8_bits = config.optimizer.kind is OptimizerKind.adamw_8bit
@@ -141,9 +143,25 @@ def _training(config: AutoencoderCommand | TrainCommand) -> None:
             "is too short to tell a rank that hangs from one that is busy",
             f"give {LEAST_HANG:g} or more, or 0 for never",
         )
+    if config.checkpoint.keep_best and not (
+        isinstance(config, TrainCommand) and config.validation.url
+    ):
+        raise UserError(
+            f"checkpoint.keep_best={config.checkpoint.keep_best}",
+            "goes by the validation loss, and nothing is validated",
+            "give `ldm train` a validation.url, or leave it out",
+        )
     if config.cluster.kind != "local":
         raise UserError(f"cluster={config.cluster.kind}", "is not known", "choose cluster=local")
-    micro_batch(config.batch_size, config.micro_batch_size, config.cluster.processes)
+    micro_batch(config.batch_size, config.micro_batch_size, ranks)
+
+
+def ranks_of(config: AutoencoderCommand | TrainCommand) -> tuple[int, str]:
+    """The ranks that a training is started on, or planned for, and the settings that say so."""
+    processes = config.cluster.processes
+    if isinstance(config, PlanTrainCommand) and (config.plan.gpus or config.plan.nodes > 1):
+        return config.plan.nodes * (config.plan.gpus or processes), "plan.nodes*plan.gpus"
+    return processes, "cluster.processes"
 
 
 def _engine(config: EngineConfig) -> None:

@@ -34,6 +34,7 @@ from conf.groups import (
     UNetConfig,
     WebDatasetSource,
 )
+from conf.plan import PlanConfig
 from conf.training import (
     CheckpointConfig,
     EngineConfig,
@@ -285,6 +286,20 @@ class DemoCommand:
     processes: int = setting("ranks that train the denoiser", 2, low=1)
 
 
+@dataclass(kw_only=True, slots=True)
+class PlanTrainCommand(TrainCommand):
+    """Tell what `ldm train` with the same settings would take, and refuse what cannot run."""
+
+    plan: PlanConfig = group(PlanConfig, "what it is planned for")
+
+
+@dataclass(kw_only=True, slots=True)
+class PlanCacheCommand(CacheCommand):
+    """Tell what `ldm cache` with the same settings would take."""
+
+    plan: PlanConfig = group(PlanConfig, "what it is planned for")
+
+
 COMMANDS: dict[str, type] = {
     "demo": DemoCommand,
     "shard": ShardCommand,
@@ -295,6 +310,8 @@ COMMANDS: dict[str, type] = {
     "sample": SampleCommand,
     "evaluate": EvaluateCommand,
     "report": ReportCommand,
+    "plan train": PlanTrainCommand,
+    "plan cache": PlanCacheCommand,
 }
 
 CHOICES: dict[str, dict[str, type]] = {

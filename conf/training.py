@@ -77,6 +77,9 @@ class CheckpointConfig:
         None,
         low=1,
     )
+    keep_best: int = setting(
+        "also keep so many with the lowest validation loss; needs validation.url", 0, low=0
+    )
 
 
 @dataclass(kw_only=True, slots=True)

@@ -25,7 +25,7 @@ MAX_SIDE = 2**16
 EMPTY_TEXT = "empty.text.npy"  # the embedding of the empty caption
 
 
-def sha256(content: bytes) -> str:
+def sha256(content: bytes | memoryview) -> str:
     """Hex SHA-256."""
     return hashlib.sha256(content).hexdigest()
 

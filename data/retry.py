@@ -56,7 +56,7 @@ SLICE = 0.2  # seconds; two events cannot be waited for at once
 
 _speaking = threading.Lock()
 _last_said = -float("inf")
-_last_waited = -float("inf")
+_waits_until = -float("inf")
 
 
 class ShortBody(OSError):
@@ -199,9 +199,9 @@ def persist(
 
 def _sleep(seconds: float, stop: threading.Event) -> None:
     """Sleep, but not on when told to stop or when this thread's work is no longer wanted."""
-    global _last_waited
-    _last_waited = time.monotonic() + seconds
+    global _waits_until
     until = time.monotonic() + seconds
+    _waits_until = max(_waits_until, until)
     while (left := until - time.monotonic()) > 0 and not stop.is_set():
         if _here.abandoned.wait(min(left, SLICE)):
             return
@@ -209,7 +209,7 @@ def _sleep(seconds: float, stop: threading.Event) -> None:
 
 def waiting_for_store() -> bool:
     """Whether some thread of this process waits for a store, which ends by itself."""
-    return time.monotonic() < _last_waited + SLICE
+    return time.monotonic() < _waits_until + SLICE
 
 
 def _given_up(where: str, error: Exception, waited: float) -> RunError:

@@ -27,7 +27,7 @@ from training.encoders import (
     load_autoencoder,
     text_encoder_config,
 )
-from training.engine.checkpoint import EMA, require_checkpoint
+from training.engine.checkpoint import digest_of, require_checkpoint
 from training.engine.world import current_world
 from training.feed import Feed, cached_feed, encode_captions, load_empty
 from training.grids import grid_watch
@@ -118,9 +118,9 @@ def start_with(model: UNet, url: str) -> dict[str, str]:
     """
     out = open_prefix(url, "start_from")
     read_run(out, "train")
-    checkpoint = require_checkpoint(out)
+    averages = require_checkpoint(out).averages()
     try:
-        model.load_state_dict(checkpoint.tensors(EMA))
+        model.load_state_dict(averages)
     except RuntimeError as error:
         first = str(error).splitlines()[1].strip().rstrip(".")
         raise UserError(
@@ -128,7 +128,7 @@ def start_with(model: UNet, url: str) -> dict[str, str]:
             f"is of a UNet of other sizes ({first})",
             "give the unet settings that it was trained with, and latents and captions alike",
         ) from None
-    return {"start": checkpoint.files[EMA]["sha256"]}
+    return {"start": digest_of(averages)}
 
 
 def build_unet(config: UNetConfig, meaning: Meaning, learned_variance: bool = False) -> UNet:
@@ -242,7 +242,8 @@ def load_trained(
     data = datasets_of(out, run)
     meaning = kept_meaning(out) if "latents" in run else meaning_of(data[0])
     unet = build_unet(UNetConfig(**run["unet"]), meaning, diffusion.learned_variance)
-    unet.load_state_dict(checkpoint.tensors(EMA))
+    averages = checkpoint.averages()
+    unet.load_state_dict(averages)
     unet.eval().requires_grad_(False)
     device = pick_device()
     autocast_forward(unet, Precision(run["precision"]), device)
@@ -260,7 +261,7 @@ def load_trained(
         schedule=build_schedule(diffusion).to(device),
         diffusion=diffusion,
         samples_seen=checkpoint.progress.samples_seen,
-        weights=checkpoint.files[EMA]["sha256"],
+        weights=digest_of(averages),
         datasets=data,
         device=device,
     )

@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,6 +17,7 @@ from data.corpus import Corpus
 from data.say import say
 from data.storage import Prefix
 from training.diagnose import diagnosed, plain, sample_names, weights_not_finite
+from training.dry import dry_batch
 from training.ema import pointed
 from training.engine.checkpoint import Progress
 from training.engine.shares import whole_weights, without_gathering
@@ -95,6 +97,23 @@ class Guards:
         self._config, self._engine, self._data = config, engine, data
         self._losses, self._out = losses, out
         self._spikes = Spikes(config.spike_deviations)
+
+    def before_steps(self, micro_batch: Any) -> float:
+        """Try this rank's first micro-batch, as the loader gives it, if that is wanted.
+
+        Returns:
+            The seconds that it took.
+
+        Raises:
+            RunError: Training would fail, or ranks would do the same work.
+        """
+        began = time.perf_counter()
+        if self._config.dry_batch:
+            what = self._config, self._engine, self._losses, self._data
+            found = dry_batch(*what, micro_batch)
+            if self._engine.world.main:
+                say(found)
+        return time.perf_counter() - began
 
     def after_step(
         self, progress: Progress, means: Mapping[str, float], micro_batches: Sequence[Any]

@@ -22,17 +22,16 @@ from data.storage import Prefix, open_prefix
 from training.ema import averaged, ema_weight, update_ema
 from training.engine.build import build_engine
 from training.engine.checkpoint import (
-    EMA,
-    MODEL,
     Checkpoint,
     Progress,
     first_progress,
     latest_checkpoint,
     restore_optimizer,
-    save_checkpoint,
 )
 from training.engine.heartbeat import Heartbeat
 from training.engine.pulse import Phase
+from training.engine.retention import Keep
+from training.engine.saving import Saver
 from training.engine.shares import kept_of, kept_weights, whole, without_gathering
 from training.engine.strategy import Engine
 from training.engine.world import current_world
@@ -43,7 +42,7 @@ from training.random import step_seed
 from training.run import TrainingConfigs, claim_run
 from training.stop import Deadline, stop_flag
 from training.track import Tracker
-from training.watch import Watch
+from training.watch import VAL_LOSS, Watch
 
 # Weights, average and two moments, in float32.
 BYTES_PER_PARAMETER = 16
@@ -90,7 +89,8 @@ def train(config: TrainingConfigs, task: Task) -> None:
     micro = micro_batch(config.batch_size, config.micro_batch_size, world.size)
     parameters = sum(parameter.numel() for parameter in task.model.parameters())
     # A new checkpoint is written before the oldest one goes.
-    out.require_writable(parameters * BYTES_PER_PARAMETER * (config.checkpoint.keep_last + 1))
+    kept = config.checkpoint.keep_last + config.checkpoint.keep_best
+    out.require_writable(parameters * BYTES_PER_PARAMETER * (kept + 1))
     claim_run(out, config, task.command, task.data, task.identity, task.free, task.files)
     checkpoint = latest_checkpoint(out)
     start = checkpoint.progress if checkpoint else first_progress(config.engine.precision)
@@ -102,7 +102,7 @@ def train(config: TrainingConfigs, task: Task) -> None:
             )
         return
     if checkpoint:
-        task.model.load_state_dict(checkpoint.tensors(MODEL))
+        task.model.load_state_dict(checkpoint.weights())
     shapes = meta_copy(task.model)  # before an engine changes what the model does
     steps = config.batch_size // (micro * world.size)
     engine = build_engine(config.engine, config.optimizer, task.model, micro, steps)
@@ -119,7 +119,9 @@ def train(config: TrainingConfigs, task: Task) -> None:
         closing.callback(tracker.close)
         ema = _start_ema(engine, checkpoint)
         use = Use(task.losses, shapes, _sum(engine, peak.flops))
-        _Loop(config, task, engine, out, tracker, start, ema, use).run()
+        saver = Saver(out, engine, _keep(config), checkpoint.val_loss if checkpoint else None)
+        closing.callback(saver.close)
+        _Loop(config, task, engine, out, tracker, start, ema, use, saver).run()
 
 
 class _Loop:
@@ -135,6 +137,7 @@ class _Loop:
         start: Progress,
         ema: list[Tensor],
         use: Use,
+        saver: Saver,
     ) -> None:
         self.config, self.task, self.engine, self.out, self.tracker = (
             config,
@@ -151,8 +154,10 @@ class _Loop:
         self.interval = Interval()
         self.guards = Guards(config.guards, engine, task.data, task.losses, out)
         self.deadline = Deadline(config.cluster.minutes)
-        self.save_seconds = 0.0
+        self.saver = saver
+        self.stall_told = 0.0
         self.heart = Heartbeat(engine.world, config.guards.hang_seconds, start.updates)
+        saver.on_wait = lambda: self.heart.beat(self.progress.updates, Phase.saving)
 
     def run(self) -> None:
         total, main = self.config.train.samples, self.engine.world.main
@@ -161,10 +166,12 @@ class _Loop:
         with stop_flag(self.task.data.stop_waiting) as stop, shown as meter, self.heart:
             for micro_batches, waited in self._batches():
                 # Asked before the step: a rank that stopped waiting for data has none to make.
-                told = stop.requested or self.deadline.near(self.save_seconds)
-                if self.engine.any(told or micro_batches is None):
+                told = stop.requested or self.deadline.near(self.saver.seconds)
+                if self.engine.any(told or micro_batches is None or self.saver.failed):
                     break
                 self.use.count(micro_batches[0])
+                if self.progress == self.start:
+                    self.interval.leave_out(self.guards.before_steps(micro_batches[0]))
                 means = self._step(micro_batches)
                 self.interval.add(waited, self.config.batch_size)
                 meter.advance(self.config.batch_size, f"loss {means['loss']:.4f}{self.use}")
@@ -180,6 +187,7 @@ class _Loop:
                     break
             if not done and self.progress != self.saved:
                 self._save()
+            self.saver.finish()
         self._summarise()
         if not done:
             raise Preempted(
@@ -255,6 +263,9 @@ class _Loop:
         if self.engine.device.type == "cuda":
             most = torch.cuda.max_memory_allocated(self.engine.device)
             figures["peak_device_memory"] = _sum(self.engine, most)
+        if self.saver.stalled > self.stall_told:
+            figures["checkpoint_stall"] = self.saver.stalled - self.stall_told
+            self.stall_told = self.saver.stalled
         values = {**means, **figures, "peak_memory": self._peak_memory()}
         self.tracker.log(self.progress.samples_seen, values)
 
@@ -271,18 +282,16 @@ class _Loop:
         for one in found:
             if one.values:
                 self.tracker.log(seen, dict(one.values))
+                self.saver.val_loss = one.values.get(VAL_LOSS, self.saver.val_loss)
             for folder, picture in one.pictures.items():
                 self.tracker.show(seen, folder, picture)
         self.interval.leave_out(time.perf_counter() - began)
 
     def _save(self) -> None:
-        keep, began = self.config.checkpoint, time.perf_counter()
         self.heart.beat(self.progress.updates, Phase.saving)
-        self.tracker.write()
-        save_checkpoint(
-            self.out, self.engine, self.ema, self.progress, keep.keep_last, keep.keep_every_samples
-        )
-        self.saved, self.save_seconds = self.progress, time.perf_counter() - began
+        # What is logged up to here is written before the checkpoint is committed.
+        self.saver.save(self.ema, self.progress, self.tracker.writer())
+        self.saved = self.progress
 
     def _peak_memory(self) -> float:
         """Bytes, over all ranks."""
@@ -302,9 +311,14 @@ def _sum(engine: Engine, value: float) -> float:
     return float(engine.sum(own))
 
 
+def _keep(config: TrainingConfigs) -> Keep:
+    told = config.checkpoint
+    return Keep(told.keep_last, told.keep_every_samples, told.keep_best)
+
+
 def _start_ema(engine: Engine, checkpoint: Checkpoint | None) -> list[Tensor]:
     """What this rank keeps of the averages: the checkpoint's, or a copy of the fresh weights."""
     if checkpoint is None:
         return [weights.clone() for weights in kept_weights(engine)]
     restore_optimizer(engine, checkpoint)
-    return kept_of(engine, checkpoint.tensors(EMA))
+    return kept_of(engine, checkpoint.averages())

@@ -1,7 +1,9 @@
 """Randomness keyed by (seed, place, purpose): never global."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from enum import IntEnum
+from hashlib import blake2b
 
 import numpy as np
 import torch
@@ -20,6 +22,21 @@ class Purpose(IntEnum):
     dropout = 6
     offset = 7
     perturbation = 8
+
+
+# Digests of normal draws, while `noted_draws` asks for them.
+_noted: list[bytes] | None = None
+
+
+@contextmanager
+def noted_draws() -> Iterator[list[bytes]]:
+    """Digests of all rows of normal noise that are drawn within a block, in one thread."""
+    global _noted
+    _noted = noted = []
+    try:
+        yield noted
+    finally:
+        _noted = None
 
 
 def generator(seed: int, place: int, purpose: Purpose, draw: int = 0) -> np.random.Generator:
@@ -41,6 +58,8 @@ def normal(
         generator(seed, int(place), purpose, draw).standard_normal(shape, dtype=np.float32)
         for place in places
     ]
+    if _noted is not None:
+        _noted.extend(blake2b(row.tobytes(), digest_size=16).digest() for row in rows)
     return torch.from_numpy(np.stack(rows))
 
 

@@ -104,6 +104,14 @@ def test_one_rank_engine_takes_one_process(command):
 
 
 @pytest.mark.parametrize("command", ["autoencoder", "train"])
+def test_a_hang_lasts_long_enough_to_be_told_from_work(command):
+    error = _refused(_with(command, guards__hang_seconds=1.5))
+    assert error.setting == "guards.hang_seconds=1.5" and "2 or more" in error.remedy
+    for seconds in (0.0, 2.0, 1200.0):
+        check(_with(command, guards__hang_seconds=seconds))
+
+
+@pytest.mark.parametrize("command", ["autoencoder", "train"])
 def test_an_unknown_cluster_is_refused(command):
     assert _refused(_with(command, cluster__kind="moon")).setting == "cluster=moon"
 
@@ -389,6 +397,14 @@ def test_variances_are_learned_with_discrete_schedules_those_without_last_signal
 def test_validation_that_cannot_be_measured_is_refused(changes, message):
     with pytest.raises(UserError, match=message):
         check(_with("train", **changes))
+
+
+@pytest.mark.parametrize("command", ["train", "autoencoder"])
+def test_no_checkpoint_is_the_best_of_a_run_without_validation(command):
+    with pytest.raises(UserError, match=r"checkpoint\.keep_best=2: goes by the validation loss"):
+        check(_with(command, checkpoint__keep_best=2))
+    if command == "train":
+        check(_with("train", checkpoint__keep_best=2, validation__url="held_out"))
 
 
 def test_validation_of_another_dataset_is_allowed():

@@ -1,3 +1,4 @@
+import math
 import os
 import threading
 import time
@@ -89,6 +90,22 @@ def test_the_limit_counts_from_the_first_fault_and_is_kept():
         persist(attempt, _never, "data.url=a", HASTY)
     assert 1.0 <= time.monotonic() - started < 10.0
     assert "\n" not in str(e.value)
+
+
+def test_whoever_waits_for_a_store_says_so_to_who_asks(monkeypatch):
+    monkeypatch.setattr(retry, "_waits_until", -math.inf)
+    seen = []
+
+    def attempt():
+        seen.append(retry.waiting_for_store())
+        raise ConnectionError
+
+    patience = Patience(base=0.05, cap=0.05, limit=0.2)
+    with pytest.raises(RunError):
+        persist(attempt, _never, "here", patience)
+    assert seen[0] is False and seen[-1] is True
+    time.sleep(0.05 + 2 * retry.SLICE)
+    assert not retry.waiting_for_store()
 
 
 def test_a_body_that_is_always_short_is_not_waited_for():

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from conf.errors import RunError
-from data.process import run_tasks, usable_cores
+from data.process import process_mark, run_tasks, usable_cores
 
 
 def _double(number):
@@ -39,3 +39,11 @@ def test_cores_of_others_are_not_counted():
     finally:
         os.sched_setaffinity(0, before)
     assert usable_cores() == len(before)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells when a process began")
+def test_a_process_is_told_from_all_others():
+    own = process_mark(os.getpid())
+    assert own and own == process_mark(os.getpid())
+    assert process_mark(os.getppid()) not in ("", own)
+    assert process_mark(2**22 + 1) == ""  # above the highest number that there can be

@@ -13,12 +13,18 @@ from conf.groups import UNetConfig
 from conf.training import EngineConfig, OptimizerConfig
 from data.storage import open_prefix
 from data.stream import open_dataset
-from tests.helpers.engines import forget_engine, train_in_turn
-from tests.helpers.latents import adam_moments, assert_close, assert_equal, checkpoint_of
+from tests.helpers.engines import forget_engine, save_now, train_in_turn
+from tests.helpers.latents import (
+    adam_moments,
+    assert_close,
+    assert_equal,
+    assert_same_state,
+    checkpoint_of,
+)
 from tests.helpers.ranks import run_ranks
 from training.diffuse import build_unet
 from training.engine.build import build_engine
-from training.engine.checkpoint import EMA, MODEL, restore_optimizer, save_checkpoint
+from training.engine.checkpoint import restore_optimizer
 from training.engine.shares import kept_of
 from training.loss_scale import LossScale
 from training.run import read_run
@@ -60,8 +66,8 @@ def test_two_halves_equal_the_whole_bit_for_bit(runs: Path, way: str) -> None:
     halves = checkpoint_of(runs / f"{way}_in_parts")
     assert halves.progress == whole.progress
     assert halves.progress.updates == 8
-    assert_equal(halves.tensors(MODEL), whole.tensors(MODEL))
-    assert_equal(halves.tensors(EMA), whole.tensors(EMA))
+    assert_equal(halves.weights(), whole.weights())
+    assert_equal(halves.averages(), whole.averages())
     assert_equal(adam_moments(halves), adam_moments(whole))
 
 
@@ -90,10 +96,10 @@ def test_half_precision_changes_little(runs: Path) -> None:
 
 def test_two_ranks_of_zero2_go_on_as_a_single_process(runs: Path) -> None:
     whole, halves = checkpoint_of(runs / "at_once"), checkpoint_of(runs / "on_other_ranks")
-    assert len(whole.optimizer_files()) == 2
-    assert len(halves.optimizer_files()) == 1
-    assert_close(halves.tensors(MODEL), whole.tensors(MODEL))
-    assert_close(halves.tensors(EMA), whole.tensors(EMA))
+    assert len(whole.files) == 6
+    assert len(halves.files) == 3
+    assert_close(halves.weights(), whole.weights())
+    assert_close(halves.averages(), whole.averages())
     assert_close(adam_moments(halves), adam_moments(whole))
 
 
@@ -109,15 +115,15 @@ def _restore_and_save(latents: Path, source: Path, kind: str, target: Path) -> N
     run = read_run(open_prefix(str(source), "out"), "train")
     checkpoint = checkpoint_of(source)
     model = build_unet(UNetConfig(**run["unet"]), open_dataset(str(latents), "latents").manifest)
-    model.load_state_dict(checkpoint.tensors(MODEL))
+    model.load_state_dict(checkpoint.weights())
     optimizer = OptimizerConfig()
     engine = build_engine(
         EngineConfig(kind=EngineKind(kind), precision=Precision.fp32), optimizer, model, 1, 1
     )
     restore_optimizer(engine, checkpoint)
-    ema = kept_of(engine, checkpoint.tensors(EMA))
+    ema = kept_of(engine, checkpoint.averages())
     out = open_prefix(str(target), "out")
-    save_checkpoint(out, engine, ema, checkpoint.progress, keep_last=1)
+    save_now(out, engine, ema, checkpoint.progress)
     if engine.world.main:
         shutil.copy(source / "settings.json", target)
     engine.close()
@@ -142,5 +148,4 @@ def test_moments_survive_any_change_of_engine_and_ranks(runs: Path, latents: Pat
     for _, _, place in (*moves, *back):
         moved = checkpoint_of(place)
         assert_equal(adam_moments(moved), wanted)
-        for file in (MODEL, EMA):
-            assert_equal(moved.tensors(file), checkpoint_of(two_ranks).tensors(file))
+        assert_same_state(moved, checkpoint_of(two_ranks))

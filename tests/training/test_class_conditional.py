@@ -18,7 +18,6 @@ from tests.helpers.latents import SMALL_UNET, checkpoint_of
 from tests.helpers.latents import train_small as train_denoiser_small
 from tests.helpers.raw_images import write_raw
 from training.diffuse import load_trained
-from training.engine.checkpoint import EMA, MODEL
 from training.evaluate import evaluate
 from training.generate import generate
 from training.track import read_metrics
@@ -75,7 +74,7 @@ def test_a_cache_holds_numbers_and_says_of_how_many_classes(latents: Path) -> No
 
 
 def test_the_unet_learns_a_vector_for_each_class_and_for_none(run: Path) -> None:
-    trained, averaged = (checkpoint_of(run).tensors(kind) for kind in (MODEL, EMA))
+    trained, averaged = checkpoint_of(run).weights(), checkpoint_of(run).averages()
     name = "class_embedding.table.weight"
     assert trained[name].shape == (4, 24)
     assert not torch.equal(trained[name], averaged[name])
@@ -136,7 +135,7 @@ def test_ids_and_images_give_the_training_that_stored_numbers_give(
         ("c", images, ("autoencoder=trained", f"autoencoder.url={autoencoder}", *CLASSES)),
     ):
         train_denoiser_small(url, tmp_path / name, *small, *more)
-        weights.append(checkpoint_of(tmp_path / name).tensors(MODEL))
+        weights.append(checkpoint_of(tmp_path / name).weights())
         load_trained(str(tmp_path / name))
     for other in weights[1:]:
         assert [name for name in other if not torch.equal(weights[0][name], other[name])] == []

@@ -11,7 +11,6 @@ from conf.errors import UserError
 from data.storage import open_prefix
 from tests.helpers.latents import CHANNELS, SMALL_UNET, checkpoint_of, train_small, write_latents
 from training.diffuse import train_denoiser
-from training.engine.checkpoint import EMA, MODEL
 from training.models.unet import UNet
 from training.track import read_metrics
 
@@ -74,7 +73,7 @@ def test_a_recipe_learns_variances(prediction: str, latents: Path, tmp_path: Pat
     lines = read_metrics(open_prefix(str(tmp_path / "run"), "out"))
     trained = [line for line in lines if "loss" in line]
     assert all(math.isfinite(line["bound"]) for line in trained)
-    weights = checkpoint_of(tmp_path / "run").tensors(MODEL)["conv_out.weight"]
+    weights = checkpoint_of(tmp_path / "run").weights()["conv_out.weight"]
     assert len(weights) == 2 * CHANNELS and weights[CHANNELS:].any()
     # A fresh network answers 0 and is held to noise: what is validated is the prediction alone.
     (first, *_) = (line["val_loss"] for line in lines if "val_loss" in line)
@@ -85,8 +84,8 @@ def test_a_run_starts_with_the_averaged_weights_of_another(latents: Path, tmp_pa
     train_small(latents, tmp_path / "first")
     from_first = ("optimizer.lr=1e-12", f"start_from={tmp_path / 'first'}")
     train_small(latents, tmp_path / "second", *from_first)
-    averages = checkpoint_of(tmp_path / "first").tensors(EMA)
-    for name, weights in checkpoint_of(tmp_path / "second").tensors(MODEL).items():
+    averages = checkpoint_of(tmp_path / "first").averages()
+    for name, weights in checkpoint_of(tmp_path / "second").weights().items():
         torch.testing.assert_close(weights, averages[name], rtol=0, atol=1e-9)
     # The same command goes on; with other weights to start from it is another run.
     train_small(latents, tmp_path / "second", *from_first)

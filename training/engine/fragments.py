@@ -1,27 +1,27 @@
-"""Optimizer state in pieces that do not depend on the engine or the number of ranks.
+"""State in pieces that do not depend on the engine or the number of ranks.
 
 A fragment is a run of one parameter's flattened state: (parameter, kind of state, start). Each rank
 gives the fragments that it holds; any rank of any engine can put its own together from them.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
 from training.engine.optimizers import start_state, state_tensors
-from training.engine.shares import share_of
+from training.engine.shares import run_of_rows, share_of
 from training.engine.strategy import Engine, flat_partitions
 
 
 @dataclass(frozen=True, slots=True)
 class Fragment:
-    """Where a piece of optimizer state belongs.
+    """Where a piece of state belongs.
 
     Args:
         parameter: The parameter's name.
-        state: Its name in the optimizer.
+        state: Its name in the optimizer, or `values` of weights and averages.
         start: First element within the flattened parameter.
     """
 
@@ -43,11 +43,14 @@ class Fragment:
 ReadState = Callable[[str, str, int, int], Tensor]
 
 
-def collect_fragments(engine: Engine) -> dict[str, Tensor]:
-    """This rank's share of the optimizer state; over all ranks every element once."""
-    if not engine.zero_stage and not engine.world.main:  # without ZeRO all ranks hold the same
-        return {}
-    return {str(place): state.flatten() for place, state in _views(engine)}
+def collect_fragments(engine: Engine) -> Iterator[tuple[Fragment, Tensor]]:
+    """This rank's part of the optimizer state, as views; over all ranks every element once."""
+    for place, state in _views(engine):
+        start, run = place.start, state
+        if not engine.zero_stage:  # all ranks hold the same
+            start, run = run_of_rows(engine.world, state)
+        if run.numel():
+            yield replace(place, start=start), run
 
 
 def restore_fragments(engine: Engine, updates: int, read: ReadState) -> None:

@@ -110,7 +110,10 @@ class Heartbeat:
         )
 
     def _judge(self, now: float) -> str | None:
-        """What keeps all ranks from getting on, once that has lasted too long."""
+        """What keeps all ranks from getting on, once that has lasted too long.
+
+        Ranks of this machine that are silent are then killed.
+        """
         if now - self._progressed < self._limit:
             return None
         nothing = f"no progress for {self._limit:g} s"

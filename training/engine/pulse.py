@@ -85,7 +85,9 @@ def verdict(ranks: Mapping[int, Pulse], silent: Collection[int], size: int) -> s
     """
     unseen = sorted(set(range(size)) - ranks.keys())
     if silent or unseen:
-        gone = [f"{_name(r, ranks)} gives no sign of life since {ranks[r]}" for r in sorted(silent)]
+        gone = [
+            f"{_name(r, ranks)} has given no sign of life since {ranks[r]}" for r in sorted(silent)
+        ]
         return "; ".join(gone + [f"rank {r} has never given a sign of life" for r in unseen])
     alive = {rank: pulse for rank, pulse in ranks.items() if not pulse.done}
     positions = [pulse.position for pulse in alive.values()]
