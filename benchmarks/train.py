@@ -6,7 +6,7 @@
 
 Sections: step (forward, backward, clipping and AdamW of one UNet in two libraries), loop (`ldm
 train` beside a loop that has its batch already), engines (of two ranks, Accelerate with DeepSpeed
-as it comes beside them), ema.
+as it comes beside them), ema, checkpoint (how long training stands still to save a gigabyte).
 """
 
 import argparse
@@ -22,6 +22,7 @@ from benchmarks.tables import keep, median, spread, table
 from benchmarks.trainers.work import CASES
 
 ROOT = Path(__file__).parents[1]
+STATE_GB = 1.0  # weights, averages and moments of the section on checkpoints
 UNETS = {"Latent Foundry": ("bare_ours", OURS), "diffusers": ("bare_diffusers", DIFFUSERS)}
 
 
@@ -99,6 +100,25 @@ def ema(folder: Path, repeats: int) -> str:
     )
 
 
+def checkpoint(folder: Path, repeats: int) -> str:
+    """Seconds that training stands still, and those until the files are there."""
+    place = folder / "checkpoint"
+    run = _program(folder, "checkpoint", OURS, str(STATE_GB), str(repeats), str(place))
+    ours = median(run["seconds"]["Latent Foundry"])
+    rows = [
+        [
+            name,
+            spread(values, 3),
+            f"{median(values) / ours:.1f}x",
+            f"{run['first'][name]:.3f}",
+            spread(run["whole"][name], 2),
+        ]
+        for name, values in run["seconds"].items()
+    ]
+    title = f"Seconds of a checkpoint of {run['bytes'] / 1e9:.2f} GB, one process"
+    return table(title, ["", "stands still", "times ours", "the first", "until it is there"], rows)
+
+
 def _program(
     folder: Path, module: str, environment: Environment, *arguments: str, ranks: int = 1
 ) -> dict[str, Any]:
@@ -123,6 +143,7 @@ SECTIONS: dict[str, Callable[[Path, int], str]] = {
     "loop": loop,
     "engines": engines,
     "ema": ema,
+    "checkpoint": checkpoint,
 }
 
 

@@ -49,6 +49,11 @@ class DiffusionConfig:
         "what the denoiser predicts: epsilon, x0, velocity or flow (noise less latents)",
         Prediction.epsilon,
     )
+    learned_variance: bool = setting(
+        "have the denoiser give the variances of the reverse process too, for sampler.kind=ddpm in "
+        "few steps; discrete schedules only",
+        False,
+    )
     weighting: Weighting = setting("how errors count by their noise", Weighting.uniform)
     snr_gamma: float = setting("gamma of weighting=min_snr and soft_min_snr", 5.0, low=1e-9)
     p2_gamma: float = setting("gamma of weighting=p2", 1.0, low=0)

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from conf.enums import Pooled
 from conf.fields import setting
 
+CLASSES = "classes://"  # begins the path of a list of classes
+MOST_CLASSES = 65_535
+
 
 @dataclass(kw_only=True, slots=True)
 class AutoencoderConfig:
@@ -75,7 +78,8 @@ class TextModelConfig:
 
     path: str = setting(
         "folder of a transformers or open_clip model, package://NAME/FOLDER for one that an "
-        "installed Python package ships, or hf://ORG/NAME on the hub"
+        "installed Python package ships, hf://ORG/NAME on the hub, or, where captions are classes, "
+        "classes://COUNT for their numbers, or classes://FILE for names, one a line"
     )
     subfolder: str | None = setting(
         "folder of the model in there, such as text_encoder, whose tokenizer is in tokenizer beside "

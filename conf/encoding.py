@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from conf.enums import LatentDtype, LatentScale, LatentStore, Precision, TextStore
+from conf.enums import EncodingPrecision, LatentDtype, LatentScale, LatentStore, TextStore
 from conf.fields import setting
 
 
@@ -14,8 +14,9 @@ class EncodingConfig:
         "number format of latents and text embeddings; what it changes is measured",
         LatentDtype.float16,
     )
-    precision: Precision = setting(
-        "in what the encoders compute: fp32, or bf16, which is faster and coarser", Precision.fp32
+    precision: EncodingPrecision = setting(
+        "in what the encoders compute: fp32, or bf16, which is faster and coarser",
+        EncodingPrecision.fp32,
     )
     store: LatentStore = setting(
         "moments (mean and log-variance, drawn from in training) or mean (half the bytes)",

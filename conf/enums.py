@@ -81,10 +81,25 @@ class EngineKind(Enum):
 
 
 class Precision(Enum):
-    """In what the forward pass computes."""
+    """In what the forward pass of training computes."""
 
     fp32 = "fp32"
     bf16 = "bf16"
+    fp16 = "fp16"
+
+
+class EncodingPrecision(Enum):
+    """In what the frozen encoders compute."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
+class OptimizerKind(Enum):
+    """What makes an update of gradients."""
+
+    adamw = "adamw"
+    adamw_8bit = "adamw_8bit"
 
 
 class OnNonfinite(Enum):

@@ -136,6 +136,9 @@ class UNetConfig:
     pooled_text: bool = setting(
         "add the mean of the text embeddings to the timestep embedding", False
     )
+    class_width: int = setting(
+        "width of the vector that is learned for each class, where captions are classes", 512, low=1
+    )
 
 
 @dataclass(kw_only=True, slots=True)

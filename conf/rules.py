@@ -6,9 +6,15 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from conf.diffusion import DiffusionConfig
-from conf.encoders import AutoencoderConfig, KLAutoencoderConfig
+from conf.encoders import (
+    CLASSES,
+    MOST_CLASSES,
+    AutoencoderConfig,
+    KLAutoencoderConfig,
+    TextEncoderConfig,
+)
 from conf.encoding import EncodingConfig
-from conf.enums import Crop, EngineKind, ImageFormat, Prediction, ScheduleKind
+from conf.enums import Crop, EngineKind, ImageFormat, OptimizerKind, Prediction, ScheduleKind
 from conf.errors import UserError
 from conf.groups import DataConfig, TableSource, WebDatasetSource
 from conf.schema import (
@@ -33,6 +39,7 @@ def check(config: Any) -> None:
         UserError: The first rule that does not hold.
     """
     _bounds(config)
+    _classes(getattr(config, "text_encoder", None))
     match config:
         case ShardCommand():
             for text in config.filter.fields:
@@ -121,11 +128,26 @@ def _training(config: AutoencoderCommand | TrainCommand) -> None:
             "choose engine=ddp, zero1, zero2 or zero3, or cluster.processes=1",
         )
     _engine(config.engine)
+    in_8_bits = config.optimizer.kind is OptimizerKind.adamw_8bit
+    if in_8_bits and config.engine.kind not in (EngineKind.single, EngineKind.ddp):
+        raise UserError(
+            "optimizer.kind=adamw_8bit",
+            f"does not go with engine={config.engine.kind.value}, which cuts moments into shares",
+            "choose engine=ddp, or optimizer.kind=adamw",
+        )
     if 0 < config.guards.hang_seconds < LEAST_HANG:
         raise UserError(
             f"guards.hang_seconds={config.guards.hang_seconds:g}",
             "is too short to tell a rank that hangs from one that is busy",
             f"give {LEAST_HANG:g} or more, or 0 for never",
+        )
+    if config.checkpoint.keep_best and not (
+        isinstance(config, TrainCommand) and config.validation.url
+    ):
+        raise UserError(
+            f"checkpoint.keep_best={config.checkpoint.keep_best}",
+            "goes by the validation loss, and nothing is validated",
+            "give `ldm train` a validation.url, or leave it out",
         )
     if config.cluster.kind != "local":
         raise UserError(f"cluster={config.cluster.kind}", "is not known", "choose cluster=local")
@@ -172,11 +194,35 @@ def _diffusion(config: DiffusionConfig) -> None:
             "is for discrete schedules",
             "leave it out, or choose diffusion.schedule=linear, scaled_linear or cosine",
         )
+    if config.learned_variance:
+        _learned_variance(config)
     if config.schedule is ScheduleKind.ve and config.sigma_min >= config.sigma_max:
         raise UserError(
             f"diffusion.sigma_min={config.sigma_min}",
             f"is not below diffusion.sigma_max={config.sigma_max}",
             "give a smaller one",
+        )
+
+
+def _learned_variance(config: DiffusionConfig) -> None:
+    """Refuse what leaves a step of the reverse process without the two bounds of its variance."""
+    refused = {
+        "schedule": config.schedule in (ScheduleKind.flow, ScheduleKind.ve),
+        "continuous": config.continuous,
+        "num_timesteps": config.num_timesteps < 2,
+        "offset_noise": config.offset_noise > 0,
+    }
+    remedies = {
+        "schedule": "choose diffusion.schedule=linear, scaled_linear or cosine",
+        "num_timesteps": "give 2 or more",
+    }
+    for name in (name for name, is_refused in refused.items() if is_refused):
+        value = getattr(config, name)
+        raise UserError(
+            "diffusion.learned_variance=true",
+            f"does not go with diffusion.{name}={str(getattr(value, 'value', value)).lower()}: it "
+            "lies between two bounds that follow from discrete steps of independent noise",
+            f"{remedies.get(name, f'leave out diffusion.{name}')}, or leave it out",
         )
 
 
@@ -290,6 +336,33 @@ def _weights(config: AutoencoderConfig | None) -> None:
         )
 
 
+def _classes(config: TextEncoderConfig | None) -> None:
+    """Refuse a list of classes that no denoiser could embed, or that is handled as a model."""
+    if config is None:
+        return
+    paths = [config.path, *(one.path for one in config.joined)]
+    if not any(path.startswith(CLASSES) for path in paths):
+        return
+    where, count = f"text_encoder.path={config.path}", config.path.removeprefix(CLASSES)
+    if config.joined:
+        raise UserError(
+            "text_encoder.joined",
+            "appends embeddings of tokens, and a class has none",
+            f"leave it out, or give text models without {CLASSES}",
+        )
+    if not count or (count.isdecimal() and not 1 <= int(count) <= MOST_CLASSES):
+        wrong = f"is no number from 1 to {MOST_CLASSES}, and no file"
+        raise UserError(where, wrong, f"give {CLASSES}1000 for 1000 classes, or {CLASSES}FILE")
+    plain = TextEncoderConfig(path=config.path, max_length=1)
+    for name in (item.name for item in fields(plain)):
+        if getattr(config, name) != getattr(plain, name):
+            raise UserError(
+                f"text_encoder.{name}",
+                f"is of text models, and {where} is a list of classes",
+                f"choose text_encoder=classes, or leave out text_encoder.{name}",
+            )
+
+
 def _cache(config: CacheCommand) -> None:
     if config.cluster.minutes is not None:
         raise UserError(
@@ -324,12 +397,14 @@ def _audit(config: VerifyCommand) -> None:
 
 
 def _prompts(prompts: Any) -> None:
-    texts = prompts if isinstance(prompts, list) else [prompts]
-    if not texts or not all(isinstance(text, str) for text in texts):
+    listed = isinstance(prompts, list)
+    kinds = (str, int) if listed else (str,)  # numbers of classes are prompts too
+    if not prompts or not all(type(one) in kinds for one in (prompts if listed else [prompts])):
         raise UserError(
             f"prompts={prompts}",
             "is not text",
-            "give a list, prompts=['red apple','a cat'], or the URL of a file",
+            "give a list, prompts=['red apple','a cat'] or, of classes, [207,88], or the URL of a "
+            "file",
         )
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from conf.diffusion import SamplerConfig
-from conf.enums import Decay, EngineKind, OnNonfinite, Precision
+from conf.enums import Decay, EngineKind, OnNonfinite, OptimizerKind, Precision
 from conf.fields import group, setting
 
 
@@ -11,6 +11,11 @@ from conf.fields import group, setting
 class OptimizerConfig:
     """AdamW with a learning rate that is a function of the samples seen."""
 
+    kind: OptimizerKind = setting(
+        "adamw, or adamw_8bit: moments in 8 bits, a quarter of their memory, by bitsandbytes; with "
+        "engine=single and ddp",
+        OptimizerKind.adamw,
+    )
     lr: float = setting("peak learning rate", 1e-4, low=1e-12)
     betas: list[float] = setting(
         "decay of the first and second moments", [0.9, 0.999], low=0, high=0.999999
@@ -36,7 +41,12 @@ class EngineConfig:
         EngineKind.single,
     )
     precision: Precision = setting(
-        "bf16 autocasts the forward pass; weights and optimizer stay fp32", Precision.bf16
+        "in what the forward pass computes: bf16, fp16 (losses are scaled so that gradients do not "
+        "vanish) or fp32; weights and optimizer stay fp32",
+        Precision.bf16,
+    )
+    channels_last: bool = setting(
+        "lay images out with their channels together, as the convolutions of GPUs want them", True
     )
     recompute: bool = setting(
         "keep only what goes into each block, and compute its inside again on the way back: less "
@@ -66,6 +76,9 @@ class CheckpointConfig:
         "also keep, for good, the first checkpoint after every so many samples; null keeps none",
         None,
         low=1,
+    )
+    keep_best: int = setting(
+        "also keep so many with the lowest validation loss; needs validation.url", 0, low=0
     )
 
 

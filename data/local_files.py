@@ -18,7 +18,7 @@ def bytes_in(folder: Path) -> int:
 
 
 @contextlib.contextmanager
-def whole_file(target: Path, content: bytes) -> Iterator[Path]:
+def whole_file(target: Path, content: bytes | memoryview) -> Iterator[Path]:
     """A finished, flushed file beside `target`, gone afterwards unless it was moved there."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -25,7 +25,7 @@ MAX_SIDE = 2**16
 EMPTY_TEXT = "empty.text.npy"  # the embedding of the empty caption
 
 
-def sha256(content: bytes) -> str:
+def sha256(content: bytes | memoryview) -> str:
     """Hex SHA-256."""
     return hashlib.sha256(content).hexdigest()
 
@@ -129,6 +129,8 @@ class Manifest:
         content = asdict(self)
         for hint in ("origins", "settings", "identity", "tars"):
             del content[hint]
+        if self.text is not None and not self.text.classes:  # of words: as it always was
+            del content["text"]["classes"]
         # Of tars that were only indexed it decides which captions they have, and no byte shows it.
         if field := self.settings.get("caption_field"):
             content["caption_field"] = field

@@ -90,6 +90,8 @@ class TextSpec:
         pooled_width: Channels of the vector that stands for a whole caption; 0 is none.
         empty_pooled_sha256: Hash of that of the empty caption, in `empty.pooled.npy`.
         models: Text models side by side.
+        classes: How many classes there are where captions are numbers of classes, each two digits
+            to a base of 256 in place of an embedding; 0 where captions are words.
     """
 
     encoder: str
@@ -103,6 +105,7 @@ class TextSpec:
     pooled_width: int = 0
     empty_pooled_sha256: str = ""
     models: int = 1
+    classes: int = 0
 
     @property
     def member(self) -> str:
@@ -185,7 +188,7 @@ def require_sound_text(spec: TextSpec) -> None:
         ValueError: A value is of another kind.
     """
     counts = (spec.width, spec.max_length, spec.captions, spec.pooled_width, spec.models)
-    require(all(map(is_count, counts)), "texts of no size")
+    require(all(map(is_count, (*counts, spec.classes))), "texts of no size")
     require(0 < spec.captions < 2**10 and spec.models > 0, "samples of no captions")
     require(spec.dtype in STORED_AS, "texts of no floats")
     require(spec.stored in ("embeddings", "ids"), "texts that are stored in no known way")

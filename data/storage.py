@@ -225,11 +225,12 @@ class Prefix:
             return ranged_file(lambda start, length: self.read_buffer(name, start, length), size)
         return self._persist("read", lambda: cast(BinaryIO, self.fs.open(self.path(name), "rb")))
 
-    def write(self, name: str, content: bytes) -> None:
+    def write(self, name: str, content: bytes | memoryview) -> None:
         """Write a file whole, in the place of any that is there."""
         path = self.path(name)
         if not self.local:
-            self._persist("written", lambda: self.fs.pipe_file(path, content))
+            plain = bytes(content)  # clients take nothing else
+            self._persist("written", lambda: self.fs.pipe_file(path, plain))
             return
         with self.errors("written"), whole_file(Path(path), content) as written:
             written.replace(path)

@@ -15,7 +15,7 @@ from data.corpus import open_corpus
 from data.manifest import canonical_json, sha256
 from data.sample import ImageBatch
 from data.storage import open_prefix
-from training.engine.checkpoint import EMA, require_checkpoint
+from training.engine.checkpoint import digest_of, require_checkpoint
 from training.engine.world import current_world
 from training.loop import Task, train
 from training.models.autoencoder import KLAutoencoder, kl_divergence
@@ -96,9 +96,10 @@ def load_trained_autoencoder(url: str, setting: str) -> tuple[KLAutoencoder, str
             "run its `ldm autoencoder` command again to the end",
         )
     model = KLAutoencoder(KLAutoencoderConfig(**run["autoencoder"]))
-    model.load_state_dict(checkpoint.tensors(EMA))
+    averages = checkpoint.averages()
+    model.load_state_dict(averages)
     model.eval().requires_grad_(False)
-    identity = {"autoencoder": run["autoencoder"], "weights": checkpoint.files[EMA]["sha256"]}
+    identity = {"autoencoder": run["autoencoder"], "weights": digest_of(averages)}
     return model.to(memory_format=torch.channels_last), sha256(canonical_json(identity))
 
 

@@ -4,6 +4,7 @@ import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,6 +12,11 @@ from torch import nn
 from conf.enums import Precision
 from data.ranks import local_rank
 
+DTYPES = {
+    Precision.fp32: torch.float32,
+    Precision.bf16: torch.bfloat16,
+    Precision.fp16: torch.float16,
+}
 # Of glibc's mallopt: from how many bytes on a piece comes from the kernel by itself, and how many
 # free ones at the end of the heap are given back.
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1
@@ -60,10 +66,23 @@ def exact_float32() -> Iterator[None]:
 
 
 def autocast_forward(model: nn.Module, precision: Precision, device: torch.device) -> None:
-    """Have the model's own forward run in bf16 where that is asked for; weights stay float32.
+    """Have the model's own forward run in 16 bits where that is asked for; weights stay float32.
 
     Inside the model, because DeepSpeed switches off an autocast around it.
     """
-    if precision is Precision.bf16:
-        autocast = torch.autocast(device.type, torch.bfloat16)
+    if precision is not Precision.fp32:
+        autocast = torch.autocast(device.type, DTYPES[precision])
         model.forward = autocast(model.forward)  # type: ignore[method-assign]
+
+
+def lay_out_plainly(model: nn.Module) -> None:
+    """Have a model take images with each channel by itself in memory, whoever gives them.
+
+    A convolution gives what it takes, so that all that follows is laid out so too.
+    """
+
+    def contiguous(_: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
+        images, *others = given
+        return images.contiguous(), *others
+
+    model.register_forward_pre_hook(contiguous)

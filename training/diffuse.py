@@ -27,7 +27,7 @@ from training.encoders import (
     load_autoencoder,
     text_encoder_config,
 )
-from training.engine.checkpoint import EMA, require_checkpoint
+from training.engine.checkpoint import digest_of, require_checkpoint
 from training.engine.world import current_world
 from training.feed import Feed, cached_feed, encode_captions, load_empty
 from training.grids import grid_watch
@@ -51,7 +51,7 @@ def train_denoiser(config: TrainCommand) -> None:
     spec = feed.meaning.latents
     torch.manual_seed(config.train.seed)
     check_halvings(config.unet, spec, data.buckets)
-    model = build_unet(config.unet, feed.meaning)
+    model = build_unet(config.unet, feed.meaning, config.diffusion.learned_variance)
     start = {} if config.start_from is None else start_with(model, config.start_from)
 
     def losses(wrapped: nn.Module, batch: Any, device: torch.device) -> Mapping[str, Tensor]:
@@ -94,6 +94,7 @@ def _watches(
         encoders = load_encoders(
             feed.meaning, config.autoencoder, config.text_encoder, "validation.prompts", device
         )
+        encoders[1].tokenize(config.validation.prompts)  # which refuses what is no class
         empty, there = feed.empty.to(device), schedule.to(device)
         spec = feed.meaning.latents
         yield grid_watch(
@@ -117,9 +118,9 @@ def start_with(model: UNet, url: str) -> dict[str, str]:
     """
     out = open_prefix(url, "start_from")
     read_run(out, "train")
-    checkpoint = require_checkpoint(out)
+    averages = require_checkpoint(out).averages()
     try:
-        model.load_state_dict(checkpoint.tensors(EMA))
+        model.load_state_dict(averages)
     except RuntimeError as error:
         first = str(error).splitlines()[1].strip().rstrip(".")
         raise UserError(
@@ -127,18 +128,26 @@ def start_with(model: UNet, url: str) -> dict[str, str]:
             f"is of a UNet of other sizes ({first})",
             "give the unet settings that it was trained with, and latents and captions alike",
         ) from None
-    return {"start": checkpoint.files[EMA]["sha256"]}
+    return {"start": digest_of(averages)}
 
 
-def build_unet(config: UNetConfig, meaning: Meaning) -> UNet:
+def build_unet(config: UNetConfig, meaning: Meaning, learned_variance: bool = False) -> UNet:
     """A fresh UNet with the channels and widths of what it is fed with.
+
+    Args:
+        config: Its sizes.
+        meaning: What it is fed with.
+        learned_variance: Whether it says variances too, in as many channels again.
 
     Raises:
         UserError: Sizes that cannot work.
     """
     latents, text = meaning.latents, meaning.text
     try:
-        return UNet(config, latents.channels, text.width, text.pooled_width)
+        out_channels = (1 + learned_variance) * latents.channels
+        return UNet(
+            config, latents.channels, text.width, text.pooled_width, out_channels, text.classes
+        )
     except ValueError as error:
         raise UserError("unet", str(error), "choose sizes that fit") from None
 
@@ -232,8 +241,9 @@ def load_trained(
     assert isinstance(diffusion, DiffusionConfig)
     data = datasets_of(out, run)
     meaning = kept_meaning(out) if "latents" in run else meaning_of(data[0])
-    unet = build_unet(UNetConfig(**run["unet"]), meaning)
-    unet.load_state_dict(checkpoint.tensors(EMA))
+    unet = build_unet(UNetConfig(**run["unet"]), meaning, diffusion.learned_variance)
+    averages = checkpoint.averages()
+    unet.load_state_dict(averages)
     unet.eval().requires_grad_(False)
     device = pick_device()
     autocast_forward(unet, Precision(run["precision"]), device)
@@ -251,7 +261,7 @@ def load_trained(
         schedule=build_schedule(diffusion).to(device),
         diffusion=diffusion,
         samples_seen=checkpoint.progress.samples_seen,
-        weights=checkpoint.files[EMA]["sha256"],
+        weights=digest_of(averages),
         datasets=data,
         device=device,
     )

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from conf.encoding import EncodingConfig
-from conf.enums import LatentStore, Precision
+from conf.enums import EncodingPrecision, LatentStore
 from conf.errors import RunError, UserError
 from data.say import say
 from training.autoencode import to_images
@@ -202,7 +202,7 @@ class Encoder:
         return as_array(stored)
 
     def _autocast(self) -> torch.autocast:
-        enabled = self.config.precision is Precision.bf16
+        enabled = self.config.precision is EncodingPrecision.bf16
         return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
 
 

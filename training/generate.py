@@ -32,6 +32,7 @@ def generate(config: SampleCommand) -> None:
     prompts = read_prompts(config.prompts)
     out = open_prefix(config.out, "out")
     model = load_trained(config.checkpoint, config.autoencoder, config.text_encoder)
+    model.text_encoder.tokenize(prompts)  # which refuses what is no class, before `out` is taken
     out.require_writable(0)
     captions = [prompt for prompt in prompts for _ in range(config.images_per_prompt)]
     settings = {"command": "sample", "weights": model.weights, "prompts": captions}
@@ -59,7 +60,7 @@ def generate(config: SampleCommand) -> None:
 
 
 def read_prompts(prompts: Any) -> list[str]:
-    """Prompts from a list, or from a text file with one a line.
+    """Prompts from a list of texts and numbers of classes, or from a text file with one a line.
 
     Raises:
         UserError: There are none.
@@ -75,6 +76,6 @@ def read_prompts(prompts: Any) -> list[str]:
                 "give a file with a prompt a line, or a list: prompts=['red apple','a cat']",
             ) from None
         prompts = [line.strip() for line in lines if line.strip()]
-    if not prompts or not all(isinstance(prompt, str) for prompt in prompts):
+    if not prompts or not all(type(prompt) in (str, int) for prompt in prompts):
         raise UserError(f"prompts={prompts}", "has no prompts", "give at least one line of text")
-    return list(prompts)
+    return [str(prompt) for prompt in prompts]

@@ -4,6 +4,7 @@ import json
 import math
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -125,11 +126,13 @@ class Guards:
             micro_batches: This rank's.
 
         Returns:
-            The same, with one more batch skipped if the update was not applied.
+            The same, with one more batch skipped if the update was not applied, and the next loss
+            scale.
 
         Raises:
             RunError: It was not, and that is not to be passed over.
         """
+        scale = progress.loss_scale
         if means["applied"]:
             above = self._spikes.meet(means["loss"])
             if above is not None and self._engine.world.main:
@@ -138,15 +141,16 @@ class Guards:
                     f"{above:.0f} standard deviations above its running mean, "
                     f"{self._spikes.mean:.4f}"
                 )
-            return progress
+            return replace(progress, loss_scale=scale.after(applied=True) if scale else None)
+        skipped = replace(progress, skipped=progress.skipped + 1)
+        if scale and scale.factor > 1:  # too large a factor comes first among what it could be
+            overflows = progress.overflows + 1
+            return replace(skipped, overflows=overflows, loss_scale=scale.after(applied=False))
         self._report(progress, means, micro_batches)
-        skipped = Progress(progress.samples_seen, progress.updates, progress.skipped + 1)
-        if (
-            self._config.nonfinite is OnNonfinite.skip
-            and skipped.skipped <= self._config.max_skipped
-        ):
+        before = progress.skipped - progress.overflows
+        if self._config.nonfinite is OnNonfinite.skip and before < self._config.max_skipped:
             return skipped
-        gave_up = f", as {progress.skipped} before it" if progress.skipped else ""
+        gave_up = f", as {before} before it" if before else ""
         raise RunError(
             f"the loss is {means['loss']}, its gradient's norm {means['grad_norm']} after "
             f"{progress.samples_seen:,} samples{gave_up}; the weights are as they were before; "

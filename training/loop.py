@@ -20,30 +20,29 @@ from data.retry import StoppedWaiting
 from data.say import say
 from data.storage import Prefix, open_prefix
 from training.ema import averaged, ema_weight, update_ema
-from training.engine.accelerator import Offload
+from training.engine.build import build_engine
 from training.engine.checkpoint import (
-    EMA,
-    MODEL,
     Checkpoint,
     Progress,
+    first_progress,
     latest_checkpoint,
     restore_optimizer,
-    save_checkpoint,
 )
 from training.engine.heartbeat import Heartbeat
 from training.engine.pulse import Phase
+from training.engine.retention import Keep
+from training.engine.saving import Saver
 from training.engine.shares import kept_of, kept_weights, whole, without_gathering
-from training.engine.strategy import Engine, build_engine
+from training.engine.strategy import Engine
 from training.engine.world import current_world
 from training.guards import Guards
 from training.optim import learning_rate
 from training.perf import Interval, Losses, Use, device_peak, meta_copy
 from training.random import step_seed
-from training.recompute import recompute_blocks
 from training.run import TrainingConfigs, claim_run
 from training.stop import Deadline, stop_flag
 from training.track import Tracker
-from training.watch import Watch
+from training.watch import VAL_LOSS, Watch
 
 # Weights, average and two moments, in float32.
 BYTES_PER_PARAMETER = 16
@@ -90,10 +89,11 @@ def train(config: TrainingConfigs, task: Task) -> None:
     micro = micro_batch(config.batch_size, config.micro_batch_size, world.size)
     parameters = sum(parameter.numel() for parameter in task.model.parameters())
     # A new checkpoint is written before the oldest one goes.
-    out.require_writable(parameters * BYTES_PER_PARAMETER * (config.checkpoint.keep_last + 1))
+    kept = config.checkpoint.keep_last + config.checkpoint.keep_best
+    out.require_writable(parameters * BYTES_PER_PARAMETER * (kept + 1))
     claim_run(out, config, task.command, task.data, task.identity, task.free, task.files)
     checkpoint = latest_checkpoint(out)
-    start = checkpoint.progress if checkpoint else Progress()
+    start = checkpoint.progress if checkpoint else first_progress(config.engine.precision)
     if start.samples_seen >= config.train.samples:
         if world.main:
             say(
@@ -102,21 +102,10 @@ def train(config: TrainingConfigs, task: Task) -> None:
             )
         return
     if checkpoint:
-        task.model.load_state_dict(checkpoint.tensors(MODEL))
+        task.model.load_state_dict(checkpoint.weights())
     shapes = meta_copy(task.model)  # before an engine changes what the model does
-    if config.engine.recompute:
-        recompute_blocks(task.model)
-    if config.engine.compile:
-        task.model.compile()
-    engine = build_engine(
-        config.engine.kind,
-        config.engine.precision,
-        config.optimizer,
-        task.model,
-        micro,
-        config.batch_size // (micro * world.size),
-        Offload(config.engine.offload_optimizer, config.engine.offload_parameters),
-    )
+    steps = config.batch_size // (micro * world.size)
+    engine = build_engine(config.engine, config.optimizer, task.model, micro, steps)
     if len(set(engine.gather(start))) > 1:
         raise RunError(f"{out.url}: the ranks do not see the same checkpoints; run again")
     peak = device_peak(engine.device, config.engine.precision)
@@ -130,7 +119,9 @@ def train(config: TrainingConfigs, task: Task) -> None:
         closing.callback(tracker.close)
         ema = _start_ema(engine, checkpoint)
         use = Use(task.losses, shapes, _sum(engine, peak.flops))
-        _Loop(config, task, engine, out, tracker, start, ema, use).run()
+        saver = Saver(out, engine, _keep(config), checkpoint.val_loss if checkpoint else None)
+        closing.callback(saver.close)
+        _Loop(config, task, engine, out, tracker, start, ema, use, saver).run()
 
 
 class _Loop:
@@ -146,6 +137,7 @@ class _Loop:
         start: Progress,
         ema: list[Tensor],
         use: Use,
+        saver: Saver,
     ) -> None:
         self.config, self.task, self.engine, self.out, self.tracker = (
             config,
@@ -162,7 +154,8 @@ class _Loop:
         self.interval = Interval()
         self.guards = Guards(config.guards, engine, task.data, task.losses, out)
         self.deadline = Deadline(config.cluster.minutes)
-        self.save_seconds = 0.0
+        self.saver = saver
+        self.stall_told = 0.0
         self.heart = Heartbeat(engine.world, config.guards.hang_seconds, start.updates)
 
     def run(self) -> None:
@@ -172,8 +165,8 @@ class _Loop:
         with stop_flag(self.task.data.stop_waiting) as stop, shown as meter, self.heart:
             for micro_batches, waited in self._batches():
                 # Asked before the step: a rank that stopped waiting for data has none to make.
-                told = stop.requested or self.deadline.near(self.save_seconds)
-                if self.engine.any(told or micro_batches is None):
+                told = stop.requested or self.deadline.near(self.saver.seconds)
+                if self.engine.any(told or micro_batches is None or self.saver.failed):
                     break
                 self.use.count(micro_batches[0])
                 if self.progress == self.start:
@@ -193,6 +186,8 @@ class _Loop:
                     break
             if not done and self.progress != self.saved:
                 self._save()
+            self.heart.beat(self.progress.updates, Phase.saving)
+            self.saver.finish()
         self._summarise()
         if not done:
             raise Preempted(
@@ -237,6 +232,7 @@ class _Loop:
             self.heart.each(micro_batches),
             lambda batch: self.task.losses(self.engine.model, batch, self.engine.device),
             rate,
+            self.progress.loss_scale.factor if self.progress.loss_scale else 1.0,
         )
         after = self.guards.after_step(self.progress, means, micro_batches)
         self.progress = replace(
@@ -247,7 +243,13 @@ class _Loop:
                 self.progress.samples_seen, config.batch_size, config.train.ema_half_life
             )
             update_ema(self.ema, self.weights, weight)
-        return {**means, "lr": rate, "skipped": self.progress.skipped}
+        scale = self.progress.loss_scale
+        return {
+            **means,
+            "lr": rate,
+            "skipped": self.progress.skipped,
+            **({"loss_scale": scale.factor} if scale else {}),
+        }
 
     def _due(self, every: int) -> bool:
         """Whether the last step passed a multiple of `every` samples."""
@@ -261,6 +263,9 @@ class _Loop:
         if self.engine.device.type == "cuda":
             most = torch.cuda.max_memory_allocated(self.engine.device)
             figures["peak_device_memory"] = _sum(self.engine, most)
+        if self.saver.stalled > self.stall_told:
+            figures["checkpoint_stall"] = self.saver.stalled - self.stall_told
+            self.stall_told = self.saver.stalled
         values = {**means, **figures, "peak_memory": self._peak_memory()}
         self.tracker.log(self.progress.samples_seen, values)
 
@@ -277,18 +282,16 @@ class _Loop:
         for one in found:
             if one.values:
                 self.tracker.log(seen, dict(one.values))
+                self.saver.val_loss = one.values.get(VAL_LOSS, self.saver.val_loss)
             for folder, picture in one.pictures.items():
                 self.tracker.show(seen, folder, picture)
         self.interval.leave_out(time.perf_counter() - began)
 
     def _save(self) -> None:
-        keep, began = self.config.checkpoint, time.perf_counter()
         self.heart.beat(self.progress.updates, Phase.saving)
-        self.tracker.write()
-        save_checkpoint(
-            self.out, self.engine, self.ema, self.progress, keep.keep_last, keep.keep_every_samples
-        )
-        self.saved, self.save_seconds = self.progress, time.perf_counter() - began
+        # What is logged up to here is written before the checkpoint is committed.
+        self.saver.save(self.ema, self.progress, self.tracker.writer())
+        self.saved = self.progress
 
     def _peak_memory(self) -> float:
         """Bytes, over all ranks."""
@@ -308,9 +311,14 @@ def _sum(engine: Engine, value: float) -> float:
     return float(engine.sum(own))
 
 
+def _keep(config: TrainingConfigs) -> Keep:
+    told = config.checkpoint
+    return Keep(told.keep_last, told.keep_every_samples, told.keep_best)
+
+
 def _start_ema(engine: Engine, checkpoint: Checkpoint | None) -> list[Tensor]:
     """What this rank keeps of the averages: the checkpoint's, or a copy of the fresh weights."""
     if checkpoint is None:
         return [weights.clone() for weights in kept_weights(engine)]
     restore_optimizer(engine, checkpoint)
-    return kept_of(engine, checkpoint.tensors(EMA))
+    return kept_of(engine, checkpoint.averages())

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from conf.encoding import EncodingConfig
-from conf.enums import LatentDtype, LatentScale, Precision
+from conf.enums import EncodingPrecision, LatentDtype, LatentScale
 from conf.errors import RunError, UserError
 from data.manifest import canonical_json, parse_record, square_side
 from data.spec import LatentSpec, TextSpec, parse_spec
@@ -32,7 +32,7 @@ class Meaning:
     latents: LatentSpec
     text: TextSpec
     origins: Mapping[str, Any]
-    precision: Precision = Precision.fp32
+    precision: EncodingPrecision = EncodingPrecision.fp32
 
     @property
     def captions(self) -> EncodingConfig:
@@ -45,8 +45,8 @@ def meaning_of(dataset: Dataset) -> Meaning:
     manifest = dataset.manifest
     assert manifest.latents is not None and manifest.text is not None
     said = manifest.settings.get("encoding")
-    coarse = isinstance(said, dict) and said.get("precision") == Precision.bf16.value
-    precision = Precision.bf16 if coarse else Precision.fp32
+    coarse = isinstance(said, dict) and said.get("precision") == EncodingPrecision.bf16.value
+    precision = EncodingPrecision.bf16 if coarse else EncodingPrecision.fp32
     return Meaning(manifest.latents, manifest.text, manifest.origins, precision)
 
 
@@ -68,7 +68,7 @@ def kept_meaning(out: Prefix) -> Meaning:
         raw = parse_record(out.read(MEANING), where, remedy)
         latents, text = parse_spec(LatentSpec, raw["latents"]), parse_spec(TextSpec, raw["text"])
         assert latents is not None and text is not None
-        return Meaning(latents, text, raw["origins"], Precision(raw["precision"]))
+        return Meaning(latents, text, raw["origins"], EncodingPrecision(raw["precision"]))
     except (FileNotFoundError, KeyError, TypeError, ValueError) as error:
         raise UserError(where, f"is missing or damaged ({error})", remedy) from error
 
@@ -124,6 +124,7 @@ def text_spec(text_encoder: TextEncoder, encoding: EncodingConfig, captions: int
         padding=text_encoder.padding,
         pooled_width=text_encoder.pooled_width,
         models=len(text_encoder.tokenize([""]).ids[0]),
+        classes=text_encoder.classes,
     )
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from conf.encoders import PretrainedAutoencoderConfig, TrainedAutoencoderConfig
+from conf.encoders import CLASSES, PretrainedAutoencoderConfig, TrainedAutoencoderConfig
 from conf.errors import RunError, UserError
 from conf.schema import TrainCommand
 from data import manifest
@@ -17,7 +17,7 @@ from data.stream import Dataset
 from training.encoders import autoencoder_config, load_autoencoder, text_encoder_config
 from training.engine.world import current_world
 from training.models.hub import SCHEME
-from training.models.text import fingerprint_text_encoder, resolve_folder
+from training.models.text import are_classes_there, fingerprint_text_encoder, resolve_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +114,7 @@ def origins_of(dataset: Dataset) -> list[Origin]:
                 "text_encoder",
                 ", ".join(paths),
                 text.encoder,
-                lambda: all(map(_is_folder_there, paths)),
+                lambda: all(map(_is_text_encoder_there, paths)),
                 lambda: fingerprint_text_encoder(models),
             )
         )
@@ -150,7 +150,9 @@ def _is_autoencoder_there(config: Any) -> bool:
     return Path(config.path).exists()
 
 
-def _is_folder_there(path: str) -> bool:
+def _is_text_encoder_there(path: str) -> bool:
+    if path.startswith(CLASSES):
+        return are_classes_there(path)
     try:
         return resolve_folder(path).is_dir()
     except UserError:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from conf.enums import Precision
+from training.device import DTYPES
 
 # Per-sample values of a micro-batch on a device, by a model that is called for them.
 Losses = Callable[[nn.Module, Any, torch.device], Mapping[str, Tensor]]
@@ -23,7 +24,6 @@ META = torch.device("meta")
 # engine.recompute computes again is not counted: MFU is of the model's FLOPs, not the hardware's.
 FORWARDS_A_STEP = 3
 MEASURED_SECONDS = 0.3
-DTYPES = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16}
 # TFLOP/s without sparsity: in 16 bits, and in 32 bits as convolutions run by default, which is TF32
 # where there is such a unit. The first name that is part of the device's counts.
 # Source: NVIDIA's data sheets (of B200, HGX; of RTX, the architecture's white paper), AMD's.

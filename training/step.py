@@ -12,9 +12,10 @@ from conf.diffusion import DiffusionConfig
 from data.sample import LatentBatch
 from data.spec import LatentSpec
 from training.diffusion.draws import drawn_times
-from training.diffusion.loss import diffusion_loss
+from training.diffusion.loss import diffusion_loss, hybrid_losses
 from training.diffusion.prediction import Denoiser
 from training.diffusion.schedule import Schedule
+from training.diffusion.variance import VLB_WEIGHT
 from training.diffusion.weighting import loss_weights
 from training.models.autoencoder import sample_moments
 from training.numbers import as_tensor
@@ -109,7 +110,7 @@ def raw_latents(latents: Tensor, spec: LatentSpec) -> Tensor:
 
 
 def as_denoiser(model: nn.Module) -> Denoiser:
-    """A UNet as the denoiser that the diffusion functions call."""
+    """A UNet as the denoiser that the diffusion functions call; they split off variances."""
 
     def denoise(noisy: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
         pooled = () if condition.pooled is None else (condition.pooled,)
@@ -170,7 +171,8 @@ def latent_losses(
         embed: Makes conditions of ids of tokens, where the dataset stores those.
 
     Returns:
-        `loss`: (B,), weighted.
+        `loss`: (B,), weighted. With learned variances also `bound`, (B,): estimates of the
+        variational bound in bits per element, which is a part of the loss then.
     """
     device = schedule.alphas.device
     places = batch.places.tolist()
@@ -190,18 +192,13 @@ def latent_losses(
     dropped = (uniform(seed, places, Purpose.caption) < config.caption_dropout).to(device)
     condition = embed(batch) if embed else stored_condition(batch, device)
     condition = drop_captions(condition.to(device), empty, dropped)
-    losses = diffusion_loss(
-        as_denoiser(model),
-        latents,
-        noise,
-        timesteps,
-        condition,
-        schedule,
-        config.prediction,
-        perturbation,
-    )
-    alpha, sigma = schedule.at(timesteps, 1)
-    return {"loss": losses * loss_weights(config, alpha, sigma)}
+    given = (latents, noise, timesteps, condition, schedule, config.prediction, perturbation)
+    weights = loss_weights(config, *schedule.at(timesteps, 1))
+    if not config.learned_variance:
+        return {"loss": diffusion_loss(as_denoiser(model), *given) * weights}
+    errors, terms = hybrid_losses(as_denoiser(model), *given)
+    bound = schedule.num_timesteps * terms  # one term stands for all of them
+    return {"loss": errors * weights + VLB_WEIGHT * bound, "bound": bound}
 
 
 def stored_condition(batch: LatentBatch, device: torch.device) -> Condition:

@@ -6,6 +6,7 @@ import os
 import secrets
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -82,11 +83,18 @@ class Tracker:
 
     def write(self) -> None:
         """Bring metrics.jsonl up to date."""
-        if self._main:
-            self._out.write(
-                METRICS, "".join(json.dumps(line) + "\n" for line in self._lines).encode()
-            )
-            self._written = time.monotonic()
+        self.writer()()
+
+    def writer(self) -> Callable[[], None]:
+        """What brings it up to now, whenever and in whichever thread it is called."""
+        lines = tuple(self._lines)
+
+        def write() -> None:
+            if self._main:
+                self._out.write(METRICS, "".join(json.dumps(x) + "\n" for x in lines).encode())
+                self._written = time.monotonic()
+
+        return write
 
     def close(self) -> None:
         """Write what is left and end the W&B run."""

@@ -29,10 +29,10 @@ from training.feed import Feed
 from training.numbers import as_tensor
 from training.random import Purpose, normal, uniform
 from training.step import as_denoiser, final_latents, stored_condition, stratified
-from training.watch import Seen, Watch
+from training.watch import VAL_LOSS, Seen, Watch
 
 SETTING = "validation.url"
-LOSS, BIN = "val_loss", "val_loss_bin_"
+LOSS, BIN = VAL_LOSS, "val_loss_bin_"
 # Samples of one size that follow each other in the order. Fixed numbers, for the order of several
 # sizes depends on them; few there, so that a short measurement meets every size.
 UNIT, UNIT_OF_SEVERAL_SIZES = 32, 8

@@ -7,8 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conf.compose import compose_config
-from conf.encoders import KLAutoencoderConfig, TrainedAutoencoderConfig
-from conf.enums import Crop, EngineKind, ImageFormat, Prediction, ScheduleKind
+from conf.encoders import (
+    KLAutoencoderConfig,
+    TextEncoderConfig,
+    TextModelConfig,
+    TrainedAutoencoderConfig,
+)
+from conf.enums import Crop, EngineKind, ImageFormat, Pooled, Prediction, ScheduleKind
 from conf.errors import UserError
 from conf.groups import TableSource, WebDatasetSource
 from conf.rules import check, field_bound, micro_batch
@@ -146,16 +151,45 @@ def test_what_cannot_be_cached_is_refused():
     check(_with("cache", sizes=[256, 512]))
 
 
-@pytest.mark.parametrize("prompts", ["prompts.txt", ["a cat"], ["a cat", "a dog"]])
+@pytest.mark.parametrize("prompts", ["prompts.txt", ["a cat"], ["a cat", "a dog"], [207, 88]])
 def test_prompts_are_texts_or_a_url(prompts):
     assert check(_with("sample", prompts=prompts)) is None
 
 
-@pytest.mark.parametrize("prompts", [None, 3, [], [3], {"_target_": "os.system"}, [["a"]]])
+@pytest.mark.parametrize(
+    "prompts", [None, 3, [], "", [3.5], [True], {"_target_": "os.system"}, [["a"]]]
+)
 def test_anything_else_is_no_prompt(prompts):
     error = _refused(_with("sample", prompts=prompts))
     assert error.setting == f"prompts={prompts}"
     assert "['red apple','a cat']" in error.remedy
+
+
+@pytest.mark.parametrize(
+    ("values", "setting"),
+    [
+        ({"path": "classes://"}, "text_encoder.path=classes://"),
+        ({"path": "classes://0"}, "text_encoder.path=classes://0"),
+        ({"path": "classes://65536"}, "text_encoder.path=classes://65536"),
+        ({"max_length": 77}, "text_encoder.max_length"),
+        ({"padding": True}, "text_encoder.padding"),
+        ({"layer": -2}, "text_encoder.layer"),
+        ({"pooled": Pooled.pooled}, "text_encoder.pooled"),
+        ({"subfolder": "text_encoder"}, "text_encoder.subfolder"),
+        ({"joined": [TextModelConfig(path="clip")]}, "text_encoder.joined"),
+        (
+            {"path": "clip", "joined": [TextModelConfig(path="classes://5")]},
+            "text_encoder.joined",
+        ),
+    ],
+    ids=str,
+)
+def test_classes_are_no_text_model(values, setting):
+    classes = {"path": "classes://1000", "max_length": 1}
+    check(_with("cache", text_encoder=TextEncoderConfig(**classes)))
+    check(_with("cache", text_encoder=TextEncoderConfig(**classes | {"path": "classes://a.txt"})))
+    refused = _with("cache", text_encoder=TextEncoderConfig(**classes | values))
+    assert _refused(refused).setting == setting
 
 
 # --- batch arithmetic
@@ -324,12 +358,28 @@ def test_a_check_is_refused_where_images_are_decoded_anyway():
             {"schedule": ScheduleKind.ve, "sigma_min": 2.0, "sigma_max": 2.0},
             "diffusion.sigma_min=2.0",
         ),
+        *(
+            ({"learned_variance": True, **more}, "diffusion.learned_variance=true")
+            for more in (
+                {"schedule": ScheduleKind.flow, "prediction": Prediction.flow},
+                {"schedule": ScheduleKind.ve},
+                {"continuous": True},
+                {"num_timesteps": 1},
+                {"offset_noise": 0.1},
+            )
+        ),
     ],
     ids=str,
 )
 def test_objectives_that_cannot_work_are_refused(values, setting):
     changes = {f"diffusion__{name}": value for name, value in values.items()}
     assert _refused(_with("train", **changes)).setting == setting
+
+
+def test_variances_are_learned_with_discrete_schedules_those_without_last_signal_too():
+    change = {"diffusion__learned_variance": True, "diffusion__prediction": Prediction.velocity}
+    check(_with("train", **change))
+    check(_with("train", **change, diffusion__zero_terminal_snr=True))
 
 
 @pytest.mark.parametrize(
@@ -347,6 +397,14 @@ def test_objectives_that_cannot_work_are_refused(values, setting):
 def test_validation_that_cannot_be_measured_is_refused(changes, message):
     with pytest.raises(UserError, match=message):
         check(_with("train", **changes))
+
+
+@pytest.mark.parametrize("command", ["train", "autoencoder"])
+def test_no_checkpoint_is_the_best_of_a_run_without_validation(command):
+    with pytest.raises(UserError, match=r"checkpoint\.keep_best=2: goes by the validation loss"):
+        check(_with(command, checkpoint__keep_best=2))
+    if command == "train":
+        check(_with("train", checkpoint__keep_best=2, validation__url="held_out"))
 
 
 def test_validation_of_another_dataset_is_allowed():

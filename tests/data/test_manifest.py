@@ -52,6 +52,15 @@ def test_the_fingerprint_never_changes():
     assert MANIFEST.fingerprint == pinned
 
 
+def test_classes_are_part_of_the_fingerprint():
+    classes = replace(MANIFEST, text=replace(TEXT, classes=10))
+    assert classes.fingerprint != MANIFEST.fingerprint
+    assert parse_manifest(classes.to_json(), "here") == classes
+    earlier = json.loads(MANIFEST.to_json())
+    del earlier["text"]["classes"]  # as versions without classes wrote it
+    assert parse_manifest(json.dumps(earlier).encode(), "here") == MANIFEST
+
+
 def test_samples_are_counted_over_the_shards():
     assert MANIFEST.samples == json.loads(MANIFEST.to_json())["samples"] == 5
 

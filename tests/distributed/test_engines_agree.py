@@ -9,7 +9,6 @@ from data.storage import open_prefix
 from tests.helpers.engines import train_in_turn
 from tests.helpers.latents import adam_moments, assert_close, checkpoint_of
 from tests.helpers.ranks import run_ranks
-from training.engine.checkpoint import EMA, MODEL
 from training.track import read_metrics
 
 # A large eps makes a step proportional to the gradient: with the usual one Adam hides the
@@ -77,8 +76,8 @@ def test_steps_of_any_engine_are_those_of_one_process(runs: Path, case) -> None:
     checkpoint = checkpoint_of(folder_of(runs, *case))
     assert checkpoint.progress == reference.progress
     assert checkpoint.progress.updates == 3
-    assert_close(checkpoint.tensors(MODEL), reference.tensors(MODEL))
-    assert_close(checkpoint.tensors(EMA), reference.tensors(EMA))
+    assert_close(checkpoint.weights(), reference.weights())
+    assert_close(checkpoint.averages(), reference.averages())
     # Adam's first moment is linear in the gradients: a wrong scale shows here.
     assert_close(adam_moments(checkpoint), adam_moments(reference))
 
@@ -98,6 +97,6 @@ def test_clipping_acts_in_the_clipped_runs(runs: Path) -> None:
     lines = read_metrics(open_prefix(str(folder_of(runs, 1, "single", 1, "clipped")), "out"))
     assert all(line["grad_norm"] > 0.25 for line in lines)
     weights = [
-        checkpoint_of(folder_of(runs, 1, "single", 1, clip)).tensors(MODEL) for clip in CLIP_NORMS
+        checkpoint_of(folder_of(runs, 1, "single", 1, clip)).weights() for clip in CLIP_NORMS
     ]
     assert any(not torch.equal(weights[0][name], weights[1][name]) for name in weights[0])

@@ -20,7 +20,7 @@ from tests.helpers.commands import ENVIRONMENT, LDM, running_ldm, wait_for_end, 
 from tests.helpers.latents import SMALL_UNET, train_small
 from tests.helpers.processes import free_ports, kill_process, start_process
 from tests.helpers.ranks import run_ranks
-from training.engine.checkpoint import save_checkpoint
+from training.engine.staging import stage
 
 LIMIT, GRACE = 3.0, 8.0
 ENDLESS = (
@@ -62,13 +62,16 @@ def train_and_stall(latents: Path, out: Path, stalled: Path) -> None:
             sleep_for_ever(stalled)
         return latent_batch(corpus, places)
 
-    def save(*given: Any) -> None:
+    def stage_slowly(*given: Any) -> None:
         if os.environ["RANK"] == "0":
             for _ in range(5):
                 get_on(int(LIMIT / 4 / 0.04))
-        save_checkpoint(*given)
+        stage(*given)
 
-    patches = {"training.feed.latent_batch": collate, "training.loop.save_checkpoint": save}
+    patches = {
+        "training.feed.latent_batch": collate,
+        "training.engine.saving.stage": stage_slowly,
+    }
     with ExitStack() as patched:
         for name, function in patches.items():
             patched.enter_context(mock.patch(name, function))

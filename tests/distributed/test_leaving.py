@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from conf.enums import EngineKind, Precision
-from conf.training import OptimizerConfig
+from conf.training import EngineConfig, OptimizerConfig
 from tests.helpers.ranks import run_ranks
-from training.engine.strategy import build_engine
+from training.engine.build import build_engine
 
 
 def gloo_threads() -> list[str]:
@@ -25,7 +25,11 @@ def gloo_threads() -> list[str]:
 def threads_while_training_and_after() -> tuple[list[str], list[str]]:
     """For `run_ranks`."""
     engine = build_engine(
-        EngineKind.ddp, Precision.fp32, OptimizerConfig(), nn.Linear(8, 8), 2, accumulation_steps=1
+        EngineConfig(kind=EngineKind.ddp, precision=Precision.fp32),
+        OptimizerConfig(),
+        nn.Linear(8, 8),
+        micro_batch_size=2,
+        accumulation_steps=1,
     )
     engine.update([torch.randn(2, 8)], lambda x: {"loss": engine.model(x).mean(1)}, lr=0.1)
     during = gloo_threads()

@@ -5,23 +5,36 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+import torch
 import torch.distributed as dist
 
 from conf.enums import EngineKind, Precision
 from conf.groups import UNetConfig
-from conf.training import OptimizerConfig
+from conf.training import EngineConfig, OptimizerConfig
 from data.storage import open_prefix
 from data.stream import open_dataset
-from tests.helpers.engines import forget_engine, train_in_turn
-from tests.helpers.latents import adam_moments, assert_close, assert_equal, checkpoint_of
+from tests.helpers.engines import forget_engine, save_now, train_in_turn
+from tests.helpers.latents import (
+    adam_moments,
+    assert_close,
+    assert_equal,
+    assert_same_state,
+    checkpoint_of,
+)
 from tests.helpers.ranks import run_ranks
 from training.diffuse import build_unet
-from training.engine.checkpoint import EMA, MODEL, restore_optimizer, save_checkpoint
+from training.engine.build import build_engine
+from training.engine.checkpoint import restore_optimizer
 from training.engine.shares import kept_of
-from training.engine.strategy import build_engine
+from training.loss_scale import LossScale
 from training.run import read_run
+from training.track import read_metrics
 
 ENGINES = (("single", 1), ("ddp", 2), ("zero1", 2), ("zero2", 2), ("zero3", 2))
+WAYS = {f"{kind}": (ranks, (f"engine={kind}",)) for kind, ranks in ENGINES} | {
+    "fp16": (2, ("engine=zero2", "engine.precision=fp16")),
+    "8bit": (2, ("engine=ddp", "optimizer.kind=adamw_8bit")),
+}
 HALF, WHOLE = "train.samples=32", "train.samples=64"  # four and eight steps
 # Dropout is drawn anew for every rank: it has no place where the number of ranks changes.
 PORTABLE = ("unet.dropout=0", "optimizer.eps=1e-2", "optimizer.lr=0.1", "engine=zero2")
@@ -32,13 +45,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory, latents: Path) -> Path:
     """Runs of eight steps, at once and in two parts by different processes."""
     root = tmp_path_factory.mktemp("runs")
     for ranks in (1, 2):
-        kinds = [kind for kind, size in ENGINES if size == ranks]
-        first = [(root / f"{kind}_at_once", (WHOLE, f"engine={kind}")) for kind in kinds]
-        first += [(root / f"{kind}_in_parts", (HALF, f"engine={kind}")) for kind in kinds]
+        ways = {way: settings for way, (size, settings) in WAYS.items() if size == ranks}
+        first = [(root / f"{way}_at_once", (WHOLE, *more)) for way, more in ways.items()]
+        first += [(root / f"{way}_in_parts", (HALF, *more)) for way, more in ways.items()]
         if ranks == 2:
             first += [(root / "at_once", (WHOLE, *PORTABLE)), (root / "half", (HALF, *PORTABLE))]
         run_ranks(train_in_turn, ranks, latents, first)
-        second = [(root / f"{kind}_in_parts", (WHOLE, f"engine={kind}")) for kind in kinds]
+        second = [(root / f"{way}_in_parts", (WHOLE, *more)) for way, more in ways.items()]
         if ranks == 2:
             shutil.copytree(root / "half", root / "on_other_ranks")
         run_ranks(train_in_turn, ranks, latents, second)
@@ -47,23 +60,46 @@ def runs(tmp_path_factory: pytest.TempPathFactory, latents: Path) -> Path:
     return root
 
 
-@pytest.mark.parametrize("kind", [kind for kind, _ in ENGINES])
-def test_two_halves_equal_the_whole_bit_for_bit(runs: Path, kind: str) -> None:
-    whole = checkpoint_of(runs / f"{kind}_at_once")
-    halves = checkpoint_of(runs / f"{kind}_in_parts")
+@pytest.mark.parametrize("way", WAYS)
+def test_two_halves_equal_the_whole_bit_for_bit(runs: Path, way: str) -> None:
+    whole = checkpoint_of(runs / f"{way}_at_once")
+    halves = checkpoint_of(runs / f"{way}_in_parts")
     assert halves.progress == whole.progress
     assert halves.progress.updates == 8
-    assert_equal(halves.tensors(MODEL), whole.tensors(MODEL))
-    assert_equal(halves.tensors(EMA), whole.tensors(EMA))
+    assert_equal(halves.weights(), whole.weights())
+    assert_equal(halves.averages(), whole.averages())
     assert_equal(adam_moments(halves), adam_moments(whole))
+
+
+def test_moments_in_8_bits_take_a_byte_each(runs: Path) -> None:
+    kept = adam_moments(checkpoint_of(runs / "8bit_at_once"))
+    kinds = {name.rpartition("|")[2] for name in kept}
+    assert kinds == {"state1", "state2", "absmax1", "absmax2"}
+    large = [value for name, value in kept.items() if f"{name.rpartition('|')[0]}|absmax1" in kept]
+    assert {value.dtype for value in large} == {torch.uint8, torch.float32}
+    in_bytes = sum(value.nbytes for value in large)
+    numbers = sum(value.numel() for value in large if value.dtype == torch.uint8)
+    assert in_bytes < 1.02 * numbers
+    assert len(large) > 20
+
+
+def test_half_precision_changes_little(runs: Path) -> None:
+    lines = {
+        way: read_metrics(open_prefix(str(runs / f"{way}_at_once"), "out"))[-1]
+        for way in ("zero2", "fp16")
+    }
+    assert lines["fp16"]["loss"] == pytest.approx(lines["zero2"]["loss"], rel=1e-2)
+    assert lines["fp16"]["grad_norm"] == pytest.approx(lines["zero2"]["grad_norm"], rel=5e-2)
+    assert lines["fp16"]["loss_scale"] == LossScale().factor
+    assert lines["fp16"]["loss"] != lines["zero2"]["loss"]
 
 
 def test_two_ranks_of_zero2_go_on_as_a_single_process(runs: Path) -> None:
     whole, halves = checkpoint_of(runs / "at_once"), checkpoint_of(runs / "on_other_ranks")
-    assert len(whole.optimizer_files()) == 2
-    assert len(halves.optimizer_files()) == 1
-    assert_close(halves.tensors(MODEL), whole.tensors(MODEL))
-    assert_close(halves.tensors(EMA), whole.tensors(EMA))
+    assert len(whole.files) == 6
+    assert len(halves.files) == 3
+    assert_close(halves.weights(), whole.weights())
+    assert_close(halves.averages(), whole.averages())
     assert_close(adam_moments(halves), adam_moments(whole))
 
 
@@ -79,13 +115,15 @@ def _restore_and_save(latents: Path, source: Path, kind: str, target: Path) -> N
     run = read_run(open_prefix(str(source), "out"), "train")
     checkpoint = checkpoint_of(source)
     model = build_unet(UNetConfig(**run["unet"]), open_dataset(str(latents), "latents").manifest)
-    model.load_state_dict(checkpoint.tensors(MODEL))
+    model.load_state_dict(checkpoint.weights())
     optimizer = OptimizerConfig()
-    engine = build_engine(EngineKind(kind), Precision.fp32, optimizer, model, 1, 1)
+    engine = build_engine(
+        EngineConfig(kind=EngineKind(kind), precision=Precision.fp32), optimizer, model, 1, 1
+    )
     restore_optimizer(engine, checkpoint)
-    ema = kept_of(engine, checkpoint.tensors(EMA))
+    ema = kept_of(engine, checkpoint.averages())
     out = open_prefix(str(target), "out")
-    save_checkpoint(out, engine, ema, checkpoint.progress, keep_last=1)
+    save_now(out, engine, ema, checkpoint.progress)
     if engine.world.main:
         shutil.copy(source / "settings.json", target)
     engine.close()
@@ -110,5 +148,4 @@ def test_moments_survive_any_change_of_engine_and_ranks(runs: Path, latents: Pat
     for _, _, place in (*moves, *back):
         moved = checkpoint_of(place)
         assert_equal(adam_moments(moved), wanted)
-        for file in (MODEL, EMA):
-            assert_equal(moved.tensors(file), checkpoint_of(two_ranks).tensors(file))
+        assert_same_state(moved, checkpoint_of(two_ranks))

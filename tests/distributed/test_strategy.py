@@ -10,11 +10,12 @@ from torch import nn
 
 from conf.enums import EngineKind, Precision
 from conf.errors import UserError
-from conf.training import OptimizerConfig
+from conf.training import EngineConfig, OptimizerConfig
 from tests.helpers.engines import forget_engine
 from tests.helpers.ranks import run_ranks
-from training.engine.shares import kept_weights
-from training.engine.strategy import Engine, build_engine, flat_partitions
+from training.engine.build import build_engine
+from training.engine.shares import kept_weights, whole_weights
+from training.engine.strategy import Engine, flat_partitions
 
 KINDS = ("ddp", "zero1", "zero2", "zero3")
 CASES = [(kind, precision) for kind in KINDS for precision in ("fp32", "bf16")]
@@ -36,7 +37,9 @@ class Network(nn.Module):
 
 def build(kind: str, precision: str, model: nn.Module) -> Engine:
     optimizer = OptimizerConfig(lr=0.5, clip_norm=0.0)
-    return build_engine(EngineKind(kind), Precision(precision), optimizer, model, 2, 1)
+    return build_engine(
+        EngineConfig(kind=EngineKind(kind), precision=Precision(precision)), optimizer, model, 2, 1
+    )
 
 
 def describe_engines() -> dict[tuple[str, str], dict[str, Any]]:
@@ -58,7 +61,7 @@ def describe_engine(kind: str, precision: str) -> dict[str, Any]:
     batch = torch.randn(2, 64)
     engine.update([batch], lambda values: {"loss": engine.model(values).float().mean(1)}, lr=0.25)
     partitions = flat_partitions(engine) if engine.zero_stage else []
-    states = [engine.adamw.state[key] for key in engine.adamw.state]
+    states = [engine.optimizer.state[key] for key in engine.optimizer.state]
     facts = {
         "wrapper": type(engine.model).__name__,
         "stage": engine.model.zero_optimization_stage() if engine.zero_stage else 0,
@@ -75,6 +78,55 @@ def describe_engine(kind: str, precision: str) -> dict[str, Any]:
     }
     engine.close()
     return facts
+
+
+def scaled_steps() -> dict[str, list[Any]]:
+    """For `run_ranks`: of every engine, the norm and the weights after steps of other factors."""
+    found = {}
+    with mock.patch.object(dist, "destroy_process_group"):
+        for kind in KINDS:
+            found[kind] = []
+            for factors in ((1.0, 1.0), (2.0**14, 2.0**6), (2.0**14, 2.0**130, 2.0**6)):
+                forget_engine()
+                found[kind].append(take_scaled_steps(kind, factors))
+    return found
+
+
+def take_scaled_steps(kind: str, factors: tuple[float, ...]) -> dict[str, Any]:
+    torch.manual_seed(0)
+    engine = build_engine(
+        EngineConfig(kind=EngineKind(kind), precision=Precision.fp32),
+        OptimizerConfig(clip_norm=0.05),
+        Network(),
+        2,
+        2,
+    )
+    torch.manual_seed(engine.world.rank)
+    batches = list(torch.randn(2, 2, 64))
+    steps = [
+        engine.update(batches, lambda x: {"loss": engine.model(x).square().mean(1)}, 0.1, factor)
+        for factor in factors
+    ]
+    kept = [weights.tolist() for weights in whole_weights(engine)]
+    engine.close()
+    applied = [step for step in steps if step["applied"]]
+    return {"kept": kept, "applied": applied, "refused": len(steps) - len(applied)}
+
+
+@pytest.fixture(scope="module")
+def scaled() -> list[dict[str, list[Any]]]:
+    """What two ranks find when losses are multiplied."""
+    return run_ranks(scaled_steps, 2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_factor_of_the_loss_changes_no_bit(scaled: list[Any], kind: str) -> None:
+    for rank in scaled:
+        plain, multiplied, overflowing = rank[kind]
+        assert plain["refused"] == multiplied["refused"] == 0
+        assert multiplied == plain
+        assert len({step["grad_norm"] for step in plain["applied"]}) == 2
+        assert overflowing == {**plain, "refused": 1}
 
 
 @pytest.fixture(scope="module")

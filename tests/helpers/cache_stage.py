@@ -87,7 +87,7 @@ def edit_json(file: Path, change: Callable[[Any], None]) -> None:
 
 def weights_of(run: Path) -> Path:
     """The averaged weights of a run, in its only checkpoint."""
-    (found,) = run.glob("checkpoints/*/ema.safetensors")
+    (found,) = run.glob("checkpoints/*/ema-*.safetensors")
     return found
 
 

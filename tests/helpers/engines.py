@@ -2,12 +2,21 @@
 
 import os
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from unittest import mock
 
 import torch.distributed as dist
+from torch import Tensor
 
+from data.storage import Prefix
 from tests.helpers.latents import train_small
+from training.engine.checkpoint import Progress
+from training.engine.retention import Keep
+from training.engine.saving import Saver
+from training.engine.strategy import Engine
+
+ONE = Keep(last=1)
 
 
 def forget_engine() -> None:
@@ -28,3 +37,12 @@ def train_in_turn(latents: Path, runs: Sequence[tuple[Path, Sequence[str]]]) -> 
         for out, settings in runs:
             forget_engine()
             train_small(latents, out, *settings)
+
+
+def save_now(
+    out: Prefix, engine: Engine, ema: Sequence[Tensor], progress: Progress, keep: Keep = ONE
+) -> None:
+    """Saves a checkpoint and waits until it is committed; every rank calls it."""
+    with closing(Saver(out, engine, keep)) as saver:
+        saver.save(ema, progress)
+        saver.finish()

@@ -17,7 +17,7 @@ from data.spec import LatentSpec, TextSpec
 from data.storage import open_prefix
 from training.diffuse import train_denoiser
 from training.engine.checkpoint import Checkpoint, latest_checkpoint
-from training.engine.fragments import Fragment
+from training.engine.pieces import OPTIMIZER
 
 CHANNELS, SIZE, WIDTH = 4, 8, 12
 SQUARE = (8 * SIZE, 8 * SIZE)
@@ -128,13 +128,8 @@ def checkpoint_of(run: Path) -> Checkpoint:
 
 def adam_moments(checkpoint: Checkpoint) -> dict[str, Tensor]:
     """Both moments of every parameter, flat, from all ranks' files, as `PARAMETER|MOMENT`."""
-    pieces: dict[str, list[tuple[int, Tensor]]] = {}
-    for file in checkpoint.optimizer_files():
-        for text, tensor in checkpoint.tensors(file).items():
-            place = Fragment.parse(text)
-            name = f"{place.parameter}|{place.state}"
-            pieces.setdefault(name, []).append((place.start, tensor))
-    return {name: _joined(parts) for name, parts in pieces.items()}
+    runs = checkpoint.runs(OPTIMIZER)
+    return {f"{name}|{state}": _joined(parts) for (name, state), parts in runs.items()}
 
 
 def _joined(parts: list[tuple[int, Tensor]]) -> Tensor:
@@ -162,3 +157,9 @@ def assert_close(got: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
     for name, value in wanted.items():
         limit = 1e-5 * float(value.abs().max())
         assert float((got[name] - value).abs().max()) <= limit, name
+
+
+def assert_same_state(a: Checkpoint, b: Checkpoint) -> None:
+    """Weights and averages are the same, bit for bit."""
+    assert_equal(a.weights(), b.weights())
+    assert_equal(a.averages(), b.averages())

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from conf.compose import compose_config
 from conf.encoders import KLAutoencoderConfig
 from conf.encoding import EncodingConfig
-from conf.enums import LatentDtype, LatentStore, Precision
+from conf.enums import EncodingPrecision, LatentDtype, LatentStore
 from conf.errors import UserError
 from training.autoencode import build_autoencoder, to_images
 from training.encode import CAPTIONS_AT_ONCE, Encoder
@@ -106,7 +106,7 @@ def test_bfloat16_keeps_its_bits_as_an_array() -> None:
 
 
 def test_bf16_computes_in_bf16() -> None:
-    coarse = build(precision=Precision.bf16, dtype=LatentDtype.float32)
+    coarse = build(precision=EncodingPrecision.bf16, dtype=LatentDtype.float32)
     exact = build(dtype=LatentDtype.float32)
     one, two = (each.latents(images(4)).result().values for each in (coarse, exact))
     difference = np.abs(one - two).max() / np.abs(two).max()

@@ -29,9 +29,10 @@ def test_prompts_come_from_a_list_or_a_file(tmp_path: Path) -> None:
     file.write_text("a red apple\n\n  ein Apfel, größer \n")
     assert read_prompts(str(file)) == ["a red apple", "ein Apfel, größer"]
     assert read_prompts(["one", "two"]) == ["one", "two"]
+    assert read_prompts([207, "88"]) == ["207", "88"]
 
 
-@pytest.mark.parametrize("prompts", ["no/such/file.txt", [], [1, 2]])
+@pytest.mark.parametrize("prompts", ["no/such/file.txt", [], [1.5], [True]])
 def test_prompts_that_are_none_are_refused(prompts: object) -> None:
     with pytest.raises(UserError, match="prompts="):
         read_prompts(prompts)

@@ -18,7 +18,8 @@ from tests.helpers.latents import (
     write_latents,
 )
 from training.diagnose import diagnosed, weights_not_finite
-from training.engine.checkpoint import EMA, MODEL
+from training.engine.checkpoint import file_name
+from training.engine.pieces import EMA, MODEL
 from training.guards import Spikes, check_digests, weights_digest
 from training.stop import Deadline
 from training.track import read_metrics
@@ -58,7 +59,7 @@ def test_the_run_stops_before_the_update_and_names_samples_and_layer(
     lines = read_metrics(open_prefix(str(tmp_path / "run"), "out"))
     assert [line["samples_seen"] for line in lines] == list(range(8, told["samples_seen"] + 1, 8))
     for folder in sorted((tmp_path / "run" / "checkpoints").glob("*")):
-        kept = load_file(folder / EMA)
+        kept = load_file(folder / file_name(EMA, 0))
         assert all(weights.isfinite().all() for weights in kept.values())
 
 
@@ -71,10 +72,24 @@ def test_a_skipped_batch_leaves_no_trace_but_its_place(poisoned: Path, tmp_path:
     assert skipped[-1] == 1
     at = skipped.index(1) + 1  # the batch that was skipped, counted from 1
     folders = sorted((tmp_path / "run" / "checkpoints").iterdir())
-    weights = [(folder / MODEL).read_bytes() for folder in folders]
+    weights = [(folder / file_name(MODEL, 0)).read_bytes() for folder in folders]
     same = [i + 1 for i in range(1, 5) if weights[i] == weights[i - 1]]
     assert same == ([at] if at > 1 else [])
     assert checkpoint_of(tmp_path / "run").progress.skipped == 1
+
+
+def test_in_fp16_the_loss_scale_falls_first(poisoned: Path, tmp_path: Path) -> None:
+    """A batch that is bad in itself is told once the factor is as small as it gets."""
+    write_latents(tmp_path / "bad", shards=[8], nan_in="0-003")  # in every batch
+    settings = ("engine.precision=fp16", "train.samples=400", *EVERY_STEP)
+    with pytest.raises(RunError, match="after 128 samples; the weights are as they were"):
+        train_small(tmp_path / "bad", tmp_path / "run", *settings)
+    lines = read_metrics(open_prefix(str(tmp_path / "run"), "out"))
+    assert [line["loss_scale"] for line in lines] == [2.0**n for n in range(15, -1, -1)]
+    progress = checkpoint_of(tmp_path / "run").progress
+    assert (progress.skipped, progress.overflows) == (16, 16)
+    (report,) = (tmp_path / "run").glob("nonfinite-*.json")
+    assert json.loads(report.read_text())["samples_seen"] == 128
 
 
 def test_a_run_with_a_skipped_batch_resumes_bit_for_bit(poisoned: Path, tmp_path: Path) -> None:
@@ -85,8 +100,8 @@ def test_a_run_with_a_skipped_batch_resumes_bit_for_bit(poisoned: Path, tmp_path
     whole, parts = checkpoint_of(tmp_path / "whole"), checkpoint_of(tmp_path / "parts")
     assert whole.progress == parts.progress
     assert whole.progress.skipped == 1
-    assert_equal(parts.tensors(MODEL), whole.tensors(MODEL))
-    assert_equal(parts.tensors(EMA), whole.tensors(EMA))
+    assert_equal(parts.weights(), whole.weights())
+    assert_equal(parts.averages(), whole.averages())
     assert_equal(adam_moments(parts), adam_moments(whole))
 
 

@@ -20,7 +20,6 @@ from tests.helpers.latents import train_small as train_denoiser_small
 from tests.helpers.tiny_bert import tiny_bert
 from training import online
 from training.diffuse import load_trained
-from training.engine.checkpoint import MODEL
 from training.feed import Feed, cached_feed
 from training.models.autoencoder import KLAutoencoder
 from training.online import online_feed
@@ -100,7 +99,7 @@ def test_the_weights_are_those_of_training_on_the_cache(
     run_cache(images, autoencoder, tmp_path / "latents")
     train_denoiser_small(tmp_path / "latents", tmp_path / "cached")
     train_denoiser_small(images, tmp_path / "online", *encoders(autoencoder))
-    one, two = (checkpoint_of(tmp_path / run).tensors(MODEL) for run in ("cached", "online"))
+    one, two = (checkpoint_of(tmp_path / run).weights() for run in ("cached", "online"))
     assert [name for name in one if not torch.equal(one[name], two[name])] == []
     model = load_trained(str(tmp_path / "online"))
     assert model.spec == load_trained(str(tmp_path / "cached")).spec

@@ -1,5 +1,6 @@
 """Every recipe trains: a step of each, its UNet made small."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -8,9 +9,9 @@ import torch
 from conf.compose import compose_config, group_choices
 from conf.errors import UserError
 from data.storage import open_prefix
-from tests.helpers.latents import SMALL_UNET, checkpoint_of, train_small, write_latents
+from tests.helpers.latents import CHANNELS, SMALL_UNET, checkpoint_of, train_small, write_latents
 from training.diffuse import train_denoiser
-from training.engine.checkpoint import EMA, MODEL
+from training.models.unet import UNet
 from training.track import read_metrics
 
 RECIPES = [name for name in group_choices("experiment") if not name.endswith("_autoencoder")]
@@ -46,12 +47,45 @@ def test_a_recipe_takes_a_step(name: str, latents: Path, tmp_path: Path) -> None
     assert all(0 < line["loss"] < 100 for line in lines)
 
 
+def test_the_class_conditional_recipe_has_the_size_of_the_papers() -> None:
+    config = compose_config("train", ["experiment=ldm4_imagenet", "data.url=x", "out=y"])
+    autoencoder = ["autoencoder=kl_f4", "data.url=x", "out=y"]
+    channels = compose_config("autoencoder", autoencoder).autoencoder.latent_channels
+    with torch.device("meta"):
+        unet = UNet(config.unet, channels, 2, classes=1000)
+    parameters = sum(weights.numel() for weights in unet.parameters())
+    assert parameters == pytest.approx(400e6, rel=0.01)  # Rombach et al. 2022, Table 3: LDM-4
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "velocity"])
+def test_a_recipe_learns_variances(prediction: str, latents: Path, tmp_path: Path) -> None:
+    held_out = tmp_path / "held_out"
+    write_latents(held_out, [4], seed=1)
+    learned = (
+        "experiment=emoji",
+        "diffusion.learned_variance=true",
+        f"diffusion.prediction={prediction}",
+        f"validation.url={held_out}",
+        "validation.every_samples=4",
+    )
+    given = [*learned, f"data.url={latents}", f"out={tmp_path / 'run'}", *TINY]
+    train_denoiser(compose_config("train", given))
+    lines = read_metrics(open_prefix(str(tmp_path / "run"), "out"))
+    trained = [line for line in lines if "loss" in line]
+    assert all(math.isfinite(line["bound"]) for line in trained)
+    weights = checkpoint_of(tmp_path / "run").weights()["conv_out.weight"]
+    assert len(weights) == 2 * CHANNELS and weights[CHANNELS:].any()
+    # A fresh network answers 0 and is held to noise: what is validated is the prediction alone.
+    (first, *_) = (line["val_loss"] for line in lines if "val_loss" in line)
+    assert 0.5 < first < 2
+
+
 def test_a_run_starts_with_the_averaged_weights_of_another(latents: Path, tmp_path: Path) -> None:
     train_small(latents, tmp_path / "first")
     from_first = ("optimizer.lr=1e-12", f"start_from={tmp_path / 'first'}")
     train_small(latents, tmp_path / "second", *from_first)
-    averages = checkpoint_of(tmp_path / "first").tensors(EMA)
-    for name, weights in checkpoint_of(tmp_path / "second").tensors(MODEL).items():
+    averages = checkpoint_of(tmp_path / "first").averages()
+    for name, weights in checkpoint_of(tmp_path / "second").weights().items():
         torch.testing.assert_close(weights, averages[name], rtol=0, atol=1e-9)
     # The same command goes on; with other weights to start from it is another run.
     train_small(latents, tmp_path / "second", *from_first)

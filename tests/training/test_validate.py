@@ -30,7 +30,6 @@ from tests.helpers.latents import (
 )
 from training.diffuse import build_unet
 from training.diffusion.schedule import build_schedule
-from training.engine.checkpoint import EMA, MODEL
 from training.meaning import meaning_of
 from training.random import Purpose, generator
 from training.run import read_run
@@ -64,8 +63,8 @@ def lines_of(run: Path) -> list[dict[str, Any]]:
 
 def test_training_is_the_same_with_validation_bit_for_bit(folder: Path) -> None:
     one, two = (checkpoint_of(folder / name) for name in ("with", "without"))
-    assert_equal(one.tensors(MODEL), two.tensors(MODEL))
-    assert_equal(one.tensors(EMA), two.tensors(EMA))
+    assert_equal(one.weights(), two.weights())
+    assert_equal(one.averages(), two.averages())
     assert_equal(adam_moments(one), adam_moments(two))
     losses = [[x["loss"] for x in lines_of(folder / n) if "loss" in x] for n in ("with", "without")]
     assert losses[0] == losses[1]
@@ -77,7 +76,7 @@ def plain_losses(folder: Path, run: Path, samples: int) -> tuple[list[float], li
     corpus = Corpus([data], None, SEED, 16, UNIT_OF_SEVERAL_SIZES)
     settings = read_run(open_prefix(str(run), "out"), "train")
     unet = build_unet(UNetConfig(**settings["unet"]), meaning_of(data))
-    unet.load_state_dict(checkpoint_of(run).tensors(EMA))
+    unet.load_state_dict(checkpoint_of(run).averages())
     unet.eval()
     config = compose_config("train", [f"data.url={folder}", f"out={run}", "train.samples=8"])
     assert isinstance(config, TrainCommand)

@@ -2,9 +2,11 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from training.diffusion.prediction import Denoiser
+from training.diffusion.variance import split_output
 
 
 def guided(denoiser: Denoiser, empty_condition: Any, scale: float) -> Denoiser:
@@ -20,7 +22,8 @@ def guided(denoiser: Denoiser, empty_condition: Any, scale: float) -> Denoiser:
         scale: 0 ignores the condition, 1 is no guidance, more follows the condition harder.
 
     Returns:
-        A denoiser: uncond + scale (cond - uncond).
+        A denoiser: uncond + scale (cond - uncond). Variances, if there are any, are those of the
+        conditional call: beyond their two bounds, which scaling may reach, they mean nothing.
 
     Source: Ho & Salimans 2022, Eq. 6, with scale = 1 + w.
     """
@@ -28,8 +31,10 @@ def guided(denoiser: Denoiser, empty_condition: Any, scale: float) -> Denoiser:
         return denoiser
 
     def guided_denoiser(noisy: Tensor, timesteps: Tensor, condition: Any) -> Tensor:
-        conditional = denoiser(noisy, timesteps, condition)
-        unconditional = denoiser(noisy, timesteps, empty_condition)
-        return unconditional + scale * (conditional - unconditional)
+        channels = noisy.shape[1]
+        conditional, raw = split_output(denoiser(noisy, timesteps, condition), channels)
+        unconditional, _ = split_output(denoiser(noisy, timesteps, empty_condition), channels)
+        pushed = unconditional + scale * (conditional - unconditional)
+        return pushed if raw is None else torch.cat([pushed, raw], dim=1)
 
     return guided_denoiser

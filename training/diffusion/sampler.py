@@ -4,6 +4,7 @@ Draws nothing itself: the first noise and the noise of each step come from the c
 is a function of its arguments.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from conf.errors import UserError
 from training.diffusion.guidance import guided
 from training.diffusion.prediction import Denoiser, to_x0_and_epsilon
 from training.diffusion.schedule import Schedule
+from training.diffusion.variance import learned_log_variance, split_output
 
 NoiseOfStep = Callable[[int], Tensor]  # step, from 0 -> standard normal (B, ...)
 Progress = Callable[[int, int], None]  # called after each step with (steps done, steps in all)
@@ -76,11 +78,27 @@ def _jumps(schedule: Schedule, steps: int) -> Iterator[Jump]:
 
 def _predict(
     denoiser: Denoiser, noisy: Tensor, condition: Any, prediction: Prediction, jump: Jump
-) -> tuple[Tensor, Tensor]:
-    """The denoiser's x_0 and epsilon at the jump's start, in the dtype of `noisy`."""
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The denoiser's x_0 and epsilon at the jump's start, in the dtype of `noisy`.
+
+    Third comes what it says of variances, if it does.
+    """
     timesteps = torch.full((len(noisy),), jump.time, device=noisy.device)
-    output = denoiser(noisy, timesteps, condition).to(noisy.dtype)
-    return to_x0_and_epsilon(prediction, output, noisy, jump.alpha_t, jump.sigma_t)
+    answer = denoiser(noisy, timesteps, condition).to(noisy.dtype)
+    output, raw = split_output(answer, noisy.shape[1])
+    return *to_x0_and_epsilon(prediction, output, noisy, jump.alpha_t, jump.sigma_t), raw
+
+
+def _reverse_std(jump: Jump, raw: Tensor | None) -> Tensor | float:
+    """Standard deviation of a jump of the reverse process that does not land on the clean latent.
+
+    Source: Nichol & Dhariwal 2021, Eq. 15, and Sec. 4 for jumps over timesteps.
+    """
+    if raw is None:
+        return jump.sigma_s * jump.fresh**0.5
+    log_beta = math.log(jump.fresh * jump.sigma_t**2)
+    log_beta_tilde = math.log(jump.fresh * jump.sigma_s**2)
+    return (0.5 * learned_log_variance(raw, log_beta, log_beta_tilde)).exp()
 
 
 @torch.no_grad()
@@ -95,7 +113,7 @@ def ddim_sample(
     noise_of_step: NoiseOfStep,
     progress: Progress | None = None,
 ) -> Tensor:
-    """Sample with DDIM.
+    """Sample with DDIM. What the denoiser says of variances, if it does, is not used.
 
     Args:
         denoiser: Called once a step.
@@ -120,7 +138,7 @@ def ddim_sample(
         raise UserError(f"sampler.eta={eta}", "it scales DDPM's noise", "give 0 to 1")
     x = noise
     for jump in _jumps(schedule, steps):
-        x0, epsilon = _predict(denoiser, x, condition, prediction, jump)
+        x0, epsilon, _ = _predict(denoiser, x, condition, prediction, jump)
         # Eq. 16: std = eta * posterior std. What is left of sigma_s^2 points back along epsilon.
         std = eta * jump.sigma_s * jump.fresh**0.5
         x = jump.alpha_s * x0 + jump.sigma_s * (1 - eta**2 * jump.fresh) ** 0.5 * epsilon
@@ -144,7 +162,8 @@ def ddpm_sample(
 ) -> Tensor:
     """Sample with DDPM: draw each x_s from the forward process's posterior given x_t and x_0.
 
-    The variance is the posterior's, beta tilde. Fewer steps than timesteps skip timesteps.
+    The variance is the posterior's, beta tilde, or what the denoiser says, if it says any. Fewer
+    steps than timesteps skip timesteps.
 
     Args:
         denoiser: Called once a step. This and all the rest as for `ddim_sample`.
@@ -166,12 +185,12 @@ def ddpm_sample(
     """
     x = noise
     for jump in _jumps(schedule, steps):
-        x0, _ = _predict(denoiser, x, condition, prediction, jump)
+        x0, _, raw = _predict(denoiser, x, condition, prediction, jump)
         # Eq. 7, with sqrt(abar_{t-1}) beta_t / (1 - abar_t) = alpha_s fresh.
         from_noisy = jump.ratio * jump.sigma_s**2 / jump.sigma_t**2
         x = jump.alpha_s * jump.fresh * x0 + from_noisy * x
         if jump.sigma_s > 0:
-            x = x + jump.sigma_s * jump.fresh**0.5 * noise_of_step(jump.step)
+            x = x + _reverse_std(jump, raw) * noise_of_step(jump.step)
         if progress:
             progress(jump.step + 1, steps)
     return x

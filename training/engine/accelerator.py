@@ -4,7 +4,6 @@ import logging
 import os
 import socket
 import warnings
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -14,23 +13,11 @@ import torch
 # keep it for ever.
 import torch.distributed.nn.functional
 
+from conf.enums import EngineKind
+from conf.training import EngineConfig
 from training.engine.world import current_world
 
-
-@dataclass(frozen=True, slots=True)
-class Offload:
-    """What ZeRO keeps in host memory.
-
-    Args:
-        optimizer: The optimizer's state and the float32 shares that it updates.
-        parameters: The shares of the weights, with ZeRO-3.
-    """
-
-    optimizer: bool = False
-    parameters: bool = False
-
-
-NOTHING = Offload()
+ZERO_STAGES = {EngineKind.zero1: 1, EngineKind.zero2: 2, EngineKind.zero3: 3}
 # After which libraries end a rank that waits for others. NCCL's own is ten minutes, which would
 # come before `guards.hang_seconds`, and says nothing of who is at fault.
 LONGEST_COLLECTIVE = timedelta(minutes=30)
@@ -38,23 +25,18 @@ LARGEST_BUCKET = 500_000_000  # elements; DeepSpeed's own default
 
 
 def build_accelerator(
-    zero_stage: int,
-    clip_norm: float,
-    micro: int,
-    accumulation: int,
-    offload: Offload,
-    parameters: int,
+    config: EngineConfig, clip_norm: float, micro: int, accumulation: int, parameters: int
 ) -> Any:
     """An Accelerator that really runs the engine asked for, on GPUs or on gloo.
 
     Args:
-        zero_stage: DeepSpeed's stage; 0 is without DeepSpeed.
+        config: Which engine.
         clip_norm: Global norm that DeepSpeed clips gradients to; 0 is off.
         micro: Samples of a rank's micro-batch.
         accumulation: Micro-batches of an optimizer step.
-        offload: What DeepSpeed keeps in host memory.
         parameters: Size of the model.
     """
+    zero_stage = ZERO_STAGES.get(config.kind, 0)
     if zero_stage:
         if not torch.cuda.is_available():
             os.environ["DS_ACCELERATOR"] = "cpu"
@@ -71,8 +53,9 @@ def build_accelerator(
     plugin = None
     if zero_stage:
         _tame_deepspeed()
-        config = _deepspeed_config(zero_stage, clip_norm, micro, accumulation, offload, parameters)
-        plugin = DeepSpeedPlugin(hf_ds_config=config)
+        plugin = DeepSpeedPlugin(
+            hf_ds_config=_deepspeed_config(config, clip_norm, micro, accumulation, parameters)
+        )
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     group = InitProcessGroupKwargs(backend=backend, timeout=LONGEST_COLLECTIVE)
     return Accelerator(
@@ -131,22 +114,21 @@ def _stage3_config(parameters: int) -> dict[str, Any]:
     }
 
 
-def _offload_config(offload: Offload) -> dict[str, Any]:
+def _offload_config(config: EngineConfig) -> dict[str, Any]:
     host = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
-    wanted = {"offload_optimizer": offload.optimizer, "offload_param": offload.parameters}
+    wanted = {
+        "offload_optimizer": config.offload_optimizer,
+        "offload_param": config.offload_parameters,
+    }
     return {name: host for name, is_wanted in wanted.items() if is_wanted}
 
 
 def _deepspeed_config(
-    stage: int,
-    clip_norm: float,
-    micro: int,
-    accumulation: int,
-    offload: Offload,
-    parameters: int,
+    config: EngineConfig, clip_norm: float, micro: int, accumulation: int, parameters: int
 ) -> dict[str, Any]:
     # DeepSpeed allocates a whole bucket, 2 GB by default, however small the model is; it wants an
     # even number of elements.
+    stage = ZERO_STAGES[config.kind]
     bucket = min(-(-parameters // 1024) * 1024, LARGEST_BUCKET)
     return {
         "train_micro_batch_size_per_gpu": micro,
@@ -158,7 +140,7 @@ def _deepspeed_config(
             "contiguous_gradients": True,
             "reduce_bucket_size": bucket,
             "allgather_bucket_size": bucket,
-            **_offload_config(offload),
+            **_offload_config(config),
             **(_stage3_config(parameters) if stage == 3 else {}),
         },
         "zero_force_ds_cpu_optimizer": False,

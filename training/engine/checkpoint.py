@@ -1,29 +1,41 @@
-"""Checkpoints: written by all ranks, committed by a file of hashes, verified on load.
+"""Checkpoints that are there: reading them, and what their records say. `saving` writes them.
 
-A checkpoint is `checkpoints/STEP/` with safetensors files and `commit.json`, which says where the
-run was and lists every file with its size and SHA-256. Without `commit.json` it does not exist.
+A checkpoint is `checkpoints/STEP/` with safetensors files, one a rank for weights, averages and
+optimizer state, and `commit.json`, which says where the run was and lists every file with its size
+and SHA-256. Without `commit.json` it does not exist.
 """
 
+import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
-from safetensors.torch import load, save
+import torch
+from safetensors.torch import load
 from torch import Tensor
 
+from conf.enums import Precision
 from conf.errors import RunError, UserError
 from data.manifest import sha256
 from data.say import say
 from data.storage import Prefix
-from training.engine.fragments import Fragment, collect_fragments, restore_fragments
-from training.engine.shares import whole, whole_weights
+from training.engine.fragments import Fragment, restore_fragments
+from training.engine.pieces import EMA, MODEL, OPTIMIZER, VALUES
 from training.engine.strategy import Engine
+from training.loss_scale import LossScale
 
 FOLDER = "checkpoints"
 COMMIT = "commit.json"
-MODEL = "model.safetensors"
-EMA = "ema.safetensors"
+
+# Runs of flattened tensors with their first elements, by parameter and state.
+Runs = dict[tuple[str, str], list[tuple[int, Tensor]]]
+
+
+def file_name(kind: str, rank: int) -> str:
+    """The file of a rank's pieces of a kind."""
+    return f"{kind}-{rank:05d}.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,101 +47,88 @@ class Progress:
             schedule.
         updates: Global batches, those that were skipped included.
         skipped: Batches whose update was not applied.
+        overflows: Those of them that only lowered the loss scale.
+        loss_scale: With fp16; else None.
     """
 
     samples_seen: int = 0
     updates: int = 0
     skipped: int = 0
+    overflows: int = 0
+    loss_scale: LossScale | None = None
+
+
+def first_progress(precision: Precision) -> Progress:
+    """Where a fresh run is."""
+    return Progress(loss_scale=LossScale() if precision is Precision.fp16 else None)
+
+
+def _parse_progress(commit: Mapping[str, Any]) -> Progress:
+    scale = commit["loss_scale"]
+    counts = {name: commit[name] for name in ("samples_seen", "updates", "skipped", "overflows")}
+    return Progress(**counts, loss_scale=LossScale(**scale) if scale else None)
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A committed checkpoint whose files were checked against their hashes when they were read."""
+    """A committed checkpoint whose files were checked against their hashes when they were read.
+
+    Attributes:
+        folder: Where it is.
+        files: Size and SHA-256 of each file, by name.
+        shapes: Of the whole parameters, by name.
+        progress: Where the run was.
+        val_loss: Of the last validation before it; None if there was none.
+    """
 
     folder: Prefix
-    files: dict[str, dict[str, Any]]
+    files: Mapping[str, Mapping[str, Any]]
+    shapes: Mapping[str, list[int]]
     progress: Progress
+    val_loss: float | None
 
-    def tensors(self, name: str) -> dict[str, Tensor]:
-        """The tensors of one of its safetensors files."""
-        return load(_checked(self.folder, name, self.files[name]["sha256"]))
+    def weights(self) -> dict[str, Tensor]:
+        """Whole weights, on the CPU, by the names of the parameters."""
+        return self._whole(MODEL)
 
-    def optimizer_files(self) -> list[str]:
-        """The ranks' files of optimizer state."""
-        return sorted(name for name in self.files if name.startswith("optimizer-"))
+    def averages(self) -> dict[str, Tensor]:
+        """Whole averages, likewise."""
+        return self._whole(EMA)
+
+    def runs(self, kind: str) -> Runs:
+        """What all ranks' files of a kind hold."""
+        found: Runs = {}
+        for name in sorted(self.files):
+            if name.startswith(f"{kind}-"):
+                content = _checked(self.folder, name, self.files[name]["sha256"])
+                for text, tensor in load(content).items():
+                    place = Fragment.parse(text)
+                    runs = found.setdefault((place.parameter, place.state), [])
+                    runs.append((place.start, tensor))
+        return found
+
+    def _whole(self, kind: str) -> dict[str, Tensor]:
+        runs = self.runs(kind)
+        return {
+            name: _cut(runs[name, VALUES], 0, math.prod(shape)).reshape(shape)
+            for name, shape in self.shapes.items()
+        }
+
+
+def digest_of(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256, in hex, of every tensor's name, number format, shape and bytes, by name.
+
+    So it tells weights from others whatever files, and from how many ranks, they came in.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 class BrokenCheckpoint(RunError):
     """A checkpoint's file is missing or is not what was committed."""
-
-
-def save_checkpoint(
-    out: Prefix,
-    engine: Engine,
-    ema: list[Tensor],
-    progress: Progress,
-    keep_last: int,
-    keep_every: int | None = None,
-) -> None:
-    """Write a checkpoint from all ranks; it exists once the last rank's files are safe.
-
-    Args:
-        out: The run.
-        engine: The engine; every rank calls this.
-        ema: What this rank keeps of the averaged weights, as `kept_weights` has it.
-        progress: Where the run is.
-        keep_last: Newest checkpoints to keep, this one included.
-        keep_every: Samples; the first checkpoint after each multiple of it is kept too.
-    """
-    folder = out / f"{FOLDER}/{progress.updates:08d}"
-    contents = {f"optimizer-{engine.world.rank:05d}.safetensors": _fragments(engine)}
-    for name, tensors in ((MODEL, whole_weights(engine)), (EMA, whole(engine, ema))):
-        content = _on_rank_0(engine, tensors)
-        if content is not None:
-            contents[name] = content
-    written = {}
-    for name, content in contents.items():
-        folder.write(name, content)
-        written[name] = {"bytes": len(content), "sha256": sha256(content)}
-    files: dict[str, Any] = {}
-    for part in engine.gather(written):  # also the barrier: all ranks have written
-        files |= part
-    if engine.world.main:
-        folder.write(COMMIT, json.dumps({"files": files, **asdict(progress)}, indent=1).encode())
-        out.write("latest", folder.root.rstrip("/").rsplit("/", 1)[-1].encode())
-        _remove_others(out, f"{progress.updates:08d}", keep_last, keep_every)
-
-
-def _remove_others(out: Prefix, newest: str, keep_last: int, keep_every: int | None) -> None:
-    """Keep the last few up to `newest`, the first of each long interval, and nothing else.
-
-    What is older may be a killed process's leavings; what is newer was broken and given up.
-    """
-    steps = [step for step in checkpoint_steps(out) if step <= newest]
-    kept = set(steps[-keep_last:])
-    if keep_every:
-        seen = {step: _read_commit(out, step)["samples_seen"] for step in steps}
-        kept |= set(first_of_each(seen, keep_every))
-    for step in out.names(FOLDER):
-        if step not in kept:
-            # The commit goes first: what is half removed must not look whole.
-            out.remove(f"{FOLDER}/{step}/{COMMIT}")
-            out.remove(f"{FOLDER}/{step}")
-
-
-def first_of_each(seen: Mapping[str, int], every: int) -> list[str]:
-    """Names of those that are the first after a multiple of `every` samples.
-
-    Args:
-        seen: Samples seen by name, oldest first.
-        every: Samples.
-    """
-    passed, first = 0, []
-    for step, samples in seen.items():
-        if samples // every > passed:
-            first.append(step)
-            passed = samples // every
-    return first
 
 
 def checkpoint_steps(out: Prefix) -> list[str]:
@@ -149,14 +148,15 @@ def latest_checkpoint(out: Prefix) -> Checkpoint | None:
     for step in reversed(steps):
         folder = out / f"{FOLDER}/{step}"
         try:
-            commit = _read_commit(out, step)
+            commit = read_commit(out, step)
+            shapes, val_loss = commit["shapes"], commit["val_loss"]
             for name, record in commit["files"].items():
                 _checked(folder, name, record["sha256"])
+            progress = _parse_progress(commit)
         except (BrokenCheckpoint, FileNotFoundError, ValueError, KeyError) as error:
             say(f"checkpoint {step} is broken ({error}); falling back to the one before it")
             continue
-        progress = Progress(commit["samples_seen"], commit["updates"], commit["skipped"])
-        return Checkpoint(folder, commit["files"], progress)
+        return Checkpoint(folder, commit["files"], shapes, progress, val_loss)
     if steps:
         raise RunError(
             f"{out.url}: none of its {len(steps)} checkpoints is whole; "
@@ -165,7 +165,8 @@ def latest_checkpoint(out: Prefix) -> Checkpoint | None:
     return None
 
 
-def _read_commit(out: Prefix, step: str) -> dict[str, Any]:
+def read_commit(out: Prefix, step: str) -> dict[str, Any]:
+    """What a committed checkpoint says of itself."""
     commit: dict[str, Any] = json.loads(out.read(f"{FOLDER}/{step}/{COMMIT}"))
     return commit
 
@@ -188,22 +189,20 @@ def require_checkpoint(out: Prefix) -> Checkpoint:
 
 def restore_optimizer(engine: Engine, checkpoint: Checkpoint) -> None:
     """Put the optimizer's state back, whatever engine and number of ranks wrote it."""
-    pieces: dict[tuple[str, str], list[tuple[int, Tensor]]] = {}
-    for name in checkpoint.optimizer_files():
-        for text, tensor in checkpoint.tensors(name).items():
-            place = Fragment.parse(text)
-            pieces.setdefault((place.parameter, place.state), []).append((place.start, tensor))
+    runs = checkpoint.runs(OPTIMIZER)
 
     def read(parameter: str, state: str, start: int, length: int) -> Tensor:
-        return _cut(pieces[parameter, state], start, length)
+        return _cut(runs[parameter, state], start, length)
 
     applied = checkpoint.progress.updates - checkpoint.progress.skipped
     restore_fragments(engine, applied, read)
 
 
-def _cut(pieces: Iterable[tuple[int, Tensor]], start: int, length: int) -> Tensor:
-    """Elements `start` to `start + length` out of pieces that together hold them."""
-    ordered = sorted(pieces, key=lambda piece: piece[0])
+def _cut(runs: Iterable[tuple[int, Tensor]], start: int, length: int) -> Tensor:
+    """Elements `start` to `start + length` out of runs that together hold them."""
+    ordered = sorted(runs, key=lambda run: run[0])
+    if ordered[0][0] == start and len(ordered[0][1]) == length:
+        return ordered[0][1]
     result = ordered[0][1].new_empty(length)
     filled = 0
     for first, tensor in ordered:
@@ -213,20 +212,6 @@ def _cut(pieces: Iterable[tuple[int, Tensor]], start: int, length: int) -> Tenso
             filled += high - low
     assert filled == length, f"{filled} of {length} elements found"
     return result
-
-
-def _on_rank_0(engine: Engine, tensors: Iterable[Tensor]) -> bytes | None:
-    """A safetensors file of whole tensors, on rank 0; the others only give what they keep."""
-    kept = {}
-    names = [name for name, _ in engine.module.named_parameters()]
-    for name, tensor in zip(names, tensors, strict=True):
-        if engine.world.main:
-            kept[name] = tensor.cpu().contiguous()
-    return save(kept) if engine.world.main else None
-
-
-def _fragments(engine: Engine) -> bytes:
-    return save({name: tensor.contiguous() for name, tensor in collect_fragments(engine).items()})
 
 
 def _checked(folder: Prefix, name: str, expected: str) -> bytes:

@@ -1,28 +1,27 @@
-"""Optimizer state in pieces that do not depend on the engine or the number of ranks.
+"""State in pieces that do not depend on the engine or the number of ranks.
 
 A fragment is a run of one parameter's flattened state: (parameter, kind of state, start). Each rank
 gives the fragments that it holds; any rank of any engine can put its own together from them.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
-import torch
 from torch import Tensor
 
-from training.engine.shares import share_of
+from training.engine.optimizers import start_state, state_tensors
+from training.engine.shares import run_of_rows, share_of
 from training.engine.strategy import Engine, flat_partitions
-
-STATES = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True, slots=True)
 class Fragment:
-    """Where a piece of optimizer state belongs.
+    """Where a piece of state belongs.
 
     Args:
         parameter: The parameter's name.
-        state: One of `STATES`.
+        state: Its name in the optimizer, or `values` of weights and averages.
         start: First element within the flattened parameter.
     """
 
@@ -44,11 +43,14 @@ class Fragment:
 ReadState = Callable[[str, str, int, int], Tensor]
 
 
-def collect_fragments(engine: Engine) -> dict[str, Tensor]:
-    """This rank's share of the optimizer state; over all ranks every element once."""
-    if not engine.zero_stage and not engine.world.main:  # without ZeRO all ranks hold the same
-        return {}
-    return {str(place): state.flatten() for place, state in _views(engine)}
+def collect_fragments(engine: Engine) -> Iterator[tuple[Fragment, Tensor]]:
+    """This rank's part of the optimizer state, as views; over all ranks every element once."""
+    for place, state in _views(engine):
+        start, run = place.start, state
+        if not engine.zero_stage:  # all ranks hold the same
+            start, run = run_of_rows(engine.world, state)
+        if run.numel():
+            yield replace(place, start=start), run
 
 
 def restore_fragments(engine: Engine, updates: int, read: ReadState) -> None:
@@ -59,8 +61,8 @@ def restore_fragments(engine: Engine, updates: int, read: ReadState) -> None:
         updates: Optimizer steps that the state has seen.
         read: Where the elements come from.
     """
-    for weights in flat_partitions(engine) if engine.zero_stage else engine.module.parameters():
-        engine.adamw.state[weights] = _empty_state(weights, updates)
+    weights = flat_partitions(engine) if engine.zero_stage else engine.module.parameters()
+    start_state(engine.optimizer, weights, updates)
     for place, state in _views(engine):
         values = read(place.parameter, place.state, place.start, state.numel())
         state.copy_(values.reshape(state.shape))
@@ -69,23 +71,43 @@ def restore_fragments(engine: Engine, updates: int, read: ReadState) -> None:
 def _views(engine: Engine) -> Iterator[tuple[Fragment, Tensor]]:
     """Every piece of state that this rank keeps, as a view of what the optimizer uses."""
     for name, parameter in engine.module.named_parameters():
-        for kind in STATES:
-            if not engine.zero_stage:
-                yield Fragment(name, kind, 0), engine.adamw.state[parameter][kind]
-            elif engine.weights_in_shares:
-                zero = engine.model.optimizer
-                group, offset, _ = zero.grad_position[zero.get_param_id(parameter)]
-                start, length = share_of(engine, parameter)
-                if length:
-                    state = engine.adamw.state[flat_partitions(engine)[group]][kind]
-                    yield Fragment(name, kind, start), state.narrow(0, offset, length)
-            elif (mapping := parameter._hp_mapping) is not None:
-                partition = flat_partitions(engine)[mapping.param_group_index]
-                place = mapping.hp_fragment_address
-                state = engine.adamw.state[partition][kind].narrow(0, place.start, place.numel)
-                yield Fragment(name, kind, mapping.lp_fragment_address.start), state
+        if not engine.zero_stage:
+            for kind, state in state_tensors(engine.optimizer, parameter).items():
+                yield Fragment(name, kind, 0), state
+            continue
+        place = _place_under_zero(engine, parameter)
+        if place.length:
+            partition = flat_partitions(engine)[place.partition]
+            for kind, state in state_tensors(engine.optimizer, partition).items():
+                piece = state.narrow(0, place.offset, place.length)
+                yield Fragment(name, kind, place.start), piece
 
 
-def _empty_state(like: Tensor, updates: int) -> dict[str, Tensor]:
-    step = torch.tensor(float(updates), device=like.device)
-    return {"step": step, **{kind: torch.zeros_like(like) for kind in STATES}}
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where this rank keeps the state of its run of a parameter.
+
+    Args:
+        start: First element of the run, within the flattened parameter.
+        length: Of the run; 0 if this rank has none.
+        partition: Which of the flat partitions.
+        offset: First element within that.
+    """
+
+    start: int = 0
+    length: int = 0
+    partition: int = 0
+    offset: int = 0
+
+
+def _place_under_zero(engine: Engine, parameter: Any) -> _Place:
+    if engine.weights_in_shares:
+        zero = engine.model.optimizer
+        group, offset, _ = zero.grad_position[zero.get_param_id(parameter)]
+        return _Place(*share_of(engine, parameter), group, offset)
+    mapping = parameter._hp_mapping
+    if mapping is None:
+        return _Place()
+    kept = mapping.hp_fragment_address
+    start = mapping.lp_fragment_address.start
+    return _Place(start, kept.numel, mapping.param_group_index, kept.start)

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from training.engine.strategy import Engine
+from training.engine.world import World
 
 
 def kept_weights(engine: Engine) -> list[Tensor]:
@@ -56,6 +57,22 @@ def share_of(engine: Engine, parameter: Tensor) -> tuple[int, int]:
     size = _share_size(engine, every)
     start = min(engine.world.rank * size, every)
     return start, min(size, every - start)
+
+
+def run_of_rows(world: World, tensor: Tensor) -> tuple[int, Tensor]:
+    """This rank's part of what all ranks hold, and its first element within the flattened tensor.
+
+    Equal runs of whole rows, the last ones shorter or empty: those are a view in channels_last too.
+    """
+    rows = tensor if tensor.ndim else tensor[None]
+    size = -(-len(rows) // world.size)
+    first = min(world.rank * size, len(rows))
+    return first * rows[:1].numel(), rows[first : first + size]
+
+
+def whole_shapes(engine: Engine) -> dict[str, list[int]]:
+    """The shapes of the whole parameters, by their names."""
+    return {name: [*_shape(parameter)] for name, parameter in engine.module.named_parameters()}
 
 
 def whole_weights(engine: Engine) -> Iterator[Tensor]:

@@ -1,12 +1,11 @@
 """One interface over single process, data parallel and DeepSpeed ZeRO, all through Accelerate.
 
-The model comes in plain and is wrapped here. Weights and optimizer stay in float32; bf16 is
+Weights and optimizer stay in float32; bf16 and fp16 are
 autocast around the forward pass, so that a checkpoint means the same whatever the engine.
 """
 
 import gc
 import math
-import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -14,25 +13,20 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from conf.enums import EngineKind, Precision
-from conf.errors import UserError
-from conf.training import OptimizerConfig
-from training.device import autocast_forward, keep_freed_memory
-from training.engine.accelerator import NOTHING, Offload, build_accelerator, leave_process_group
-from training.engine.world import World, current_world
-
-ZERO_STAGES = {EngineKind.zero1: 1, EngineKind.zero2: 2, EngineKind.zero3: 3}
+from training.engine.accelerator import leave_process_group
+from training.engine.world import World
 
 
 class Engine:
-    """Runs steps of a wrapped model on this rank; `build_engine` makes it.
+    """Runs steps of a wrapped model on this rank; `training.engine.build` makes it.
 
     Attributes:
         world: This rank among all.
         device: Where the model is.
         model: The wrapped model, to be called for training.
         module: The plain model, for its weights.
-        adamw: The plain optimizer, for its learning rate and state; Accelerate's wrapper steps it.
+        optimizer: The plain optimizer, for its learning rate and state; Accelerate's wrapper steps
+            it.
         zero_stage: DeepSpeed's stage, or 0.
     """
 
@@ -41,8 +35,8 @@ class Engine:
         accelerator: Any,
         model: nn.Module,
         module: nn.Module,
-        optimizer: Any,
-        adamw: torch.optim.AdamW,
+        stepper: Any,
+        optimizer: torch.optim.Optimizer,
         clip_norm: float,
         zero_stage: int,
     ) -> None:
@@ -52,8 +46,8 @@ class Engine:
         self.device: torch.device = accelerator.device
         self.model = model
         self.module = module
-        self._optimizer = optimizer
-        self.adamw = adamw
+        self._stepper = stepper
+        self.optimizer = optimizer
         self.zero_stage = zero_stage
 
     @property
@@ -62,7 +56,11 @@ class Engine:
         return self.zero_stage == 3
 
     def update(
-        self, micro_batches: Iterable[Any], losses: Callable[[Any], Mapping[str, Tensor]], lr: float
+        self,
+        micro_batches: Iterable[Any],
+        losses: Callable[[Any], Mapping[str, Tensor]],
+        lr: float,
+        loss_factor: float = 1.0,
     ) -> dict[str, float]:
         """One optimizer step over this rank's micro-batches.
 
@@ -70,26 +68,31 @@ class Engine:
             micro_batches: As many as the engine was built to accumulate.
             losses: Per-sample values (B,) of a micro-batch; `loss` among them is minimised.
             lr: Learning rate of this step.
+            loss_factor: By what losses are multiplied and gradients, before anything is done with
+                them, divided: a power of two.
 
         Returns:
             The means over the global batch, `grad_norm` before clipping, and `applied`: 0 if that
             norm, or a loss, is not finite. Then weights and optimizer are what they were, on every
             rank: the norm is that of the gradients of all ranks.
         """
-        for group in self.adamw.param_groups:
+        for group in self.optimizer.param_groups:
             group["lr"] = lr
         sums: dict[str, Tensor] = {}
         count = 0
+        if self.zero_stage:
+            self.model.optimizer.loss_scale = loss_factor  # it scales, and undoes it, by itself
         for batch in micro_batches:
             with self._accelerator.accumulate(self.model):
                 values = losses(batch)
-                self._accelerator.backward(nan_unless_finite(values["loss"].mean()))
+                loss = nan_unless_finite(values["loss"].mean())
+                self._accelerator.backward(loss if self.zero_stage else loss * loss_factor)
                 if self._accelerator.sync_gradients:
-                    norm = self._clip()
+                    norm = self._clip(loss_factor)
                 # DeepSpeed has stepped within the backward pass, or has not for the same reason.
                 if not self._accelerator.sync_gradients or math.isfinite(norm):
-                    self._optimizer.step()
-                self._optimizer.zero_grad()
+                    self._stepper.step()
+                self._stepper.zero_grad()
             for name, value in values.items():
                 sums[name] = sums.get(name, 0.0) + value.detach().mean()
             count += 1
@@ -98,8 +101,11 @@ class Engine:
         named = dict(zip(sums, means.tolist(), strict=True))
         return {**named, "grad_norm": norm, "applied": applied}
 
-    def _clip(self) -> float:
+    def _clip(self, loss_factor: float) -> float:
         """Clip the gradients; DeepSpeed has done so itself and only reports the norm."""
+        if not self.zero_stage and loss_factor != 1:
+            gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+            torch._foreach_mul_(gradients, 1 / loss_factor)
         limit = self._clip_norm or float("inf")
         return float(self._accelerator.clip_grad_norm_(self.module.parameters(), limit))
 
@@ -133,7 +139,7 @@ class Engine:
         the model goes first, and the group after it, by Python's own reference, which unlocks.
         """
         self._accelerator.free_memory()
-        del self.model, self._optimizer
+        del self.model, self._stepper
         gc.collect()
         if dist.is_initialized():
             leave_process_group(self.zero_stage)
@@ -146,98 +152,6 @@ def nan_unless_finite(loss: Tensor) -> Tensor:
     """
     value = loss.detach()
     return loss * torch.where(value.isfinite(), 1.0, torch.nan)
-
-
-def build_engine(
-    kind: EngineKind,
-    precision: Precision,
-    optimizer_config: OptimizerConfig,
-    model: nn.Module,
-    micro_batch_size: int,
-    accumulation_steps: int,
-    offload: Offload = NOTHING,
-) -> Engine:
-    """Wrap a model for training.
-
-    Args:
-        kind: Which engine.
-        precision: bf16 autocasts the model's forward pass.
-        optimizer_config: AdamW's settings.
-        model: The plain model, its float32 weights already loaded and the same on every rank.
-        micro_batch_size: Samples of a rank's micro-batch.
-        accumulation_steps: Micro-batches of an optimizer step.
-        offload: What lies in host memory; only under ZeRO.
-
-    Raises:
-        UserError: The launcher started more ranks than the engine can use.
-    """
-    world = current_world()
-    if kind is EngineKind.single and world.size > 1:
-        raise UserError(
-            "engine=single", f"was started on {world.size} ranks", "choose ddp or zero2"
-        )
-    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    if torch.cuda.is_available() and local_ranks > torch.cuda.device_count():
-        raise UserError(
-            f"cluster.processes={local_ranks}",
-            f"this machine has {torch.cuda.device_count()} GPUs",
-            "give one rank a GPU at the most",
-        )
-    zero_stage = ZERO_STAGES.get(kind, 0)
-    accelerator = build_accelerator(
-        zero_stage,
-        optimizer_config.clip_norm,
-        micro_batch_size,
-        accumulation_steps,
-        offload,
-        sum(parameter.numel() for parameter in model.parameters()),
-    )
-    if accelerator.device.type == "cpu":
-        keep_freed_memory()
-    autocast_forward(model, precision, accelerator.device)
-    model = model.to(accelerator.device)
-    if not zero_stage:  # DeepSpeed views weights as bytes, which needs them contiguous
-        model = model.to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(
-        model.parameters(),
-        lr=optimizer_config.lr,
-        betas=(optimizer_config.betas[0], optimizer_config.betas[1]),
-        eps=optimizer_config.eps,
-        weight_decay=optimizer_config.weight_decay,
-        fused=True,
-    )
-    wrapped, prepared = accelerator.prepare(model, optimizer)
-    engine = Engine(
-        accelerator, wrapped, model, prepared, optimizer, optimizer_config.clip_norm, zero_stage
-    )
-    _check(engine, kind, world, accelerator, offload)
-    return engine
-
-
-def _check(
-    engine: Engine, kind: EngineKind, world: World, accelerator: Any, offload: Offload
-) -> None:
-    """Make sure that what runs is what was asked for: libraries have fallen back in silence."""
-    from accelerate.utils import DistributedType
-
-    assert engine.world == world, f"asked for {world}, got {engine.world}"
-    assert (accelerator.distributed_type == DistributedType.DEEPSPEED) == bool(engine.zero_stage)
-    if world.size > 1 and not engine.zero_stage:
-        assert isinstance(engine.model, nn.parallel.DistributedDataParallel), type(engine.model)
-    if engine.zero_stage:
-        assert engine.model.zero_optimization_stage() == engine.zero_stage
-        own = sum(part.numel() for part in flat_partitions(engine))
-        parameters = list(engine.module.parameters())
-        every = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in parameters)
-        # Each partition is padded to an even length; of ZeRO-3, each parameter's.
-        padding = len(parameters) * world.size if engine.weights_in_shares else 1024 * world.size
-        assert own <= every / world.size + padding, f"optimizer state is not partitioned: {kind}"
-        if engine.weights_in_shares:
-            assert not any(  # small ones stay on every rank
-                parameter.numel() for parameter in parameters if not parameter.ds_persist
-            ), "weights are not partitioned"
-        there = "cpu" if offload.optimizer else engine.device.type
-        assert all(part.device.type == there for part in flat_partitions(engine)), there
 
 
 def flat_partitions(engine: Engine) -> list[Tensor]:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from conf.groups import UNetConfig
+from training.models.classes import ClassEmbedding
 from training.models.layers import (
     Downsample,
     ResBlock,
@@ -103,10 +104,13 @@ class UNet(nn.Module):
 
     Args:
         config: Sizes.
-        latent_channels: Channels of the latents, in and out.
+        latent_channels: Channels of the latents.
         context_width: Width of the text embeddings.
         pooled_width: Width of the vectors of whole captions, for `pooled_text`; 0 takes the mean of
             the text embeddings in their place.
+        out_channels: Channels of the output; None is those of the latents.
+        classes: How many classes captions are, whose vectors of `class_width` this learns; 0 where
+            captions are text.
 
     Raises:
         ValueError: Sizes that cannot work; names the setting.
@@ -118,11 +122,17 @@ class UNet(nn.Module):
         latent_channels: int,
         context_width: int,
         pooled_width: int = 0,
+        out_channels: int | None = None,
+        classes: int = 0,
     ) -> None:
         super().__init__()
         check_config(config)
         self.channels = config.channels
         self.downsampling = 2 ** (len(config.channel_mult) - 1)
+        self.class_embedding = None
+        if classes:
+            context_width = config.class_width
+            self.class_embedding = ClassEmbedding(classes, context_width)
         self.time_mlp = _mlp(config.channels, 4 * config.channels)
         self.pooled_text = None
         if config.pooled_text:
@@ -136,7 +146,8 @@ class UNet(nn.Module):
         )
         self._build_up(config, context_width, skips)
         self.norm_out = nn.GroupNorm(config.norm_groups, config.channels)
-        self.conv_out = zero_init(nn.Conv2d(config.channels, latent_channels, 3, padding=1))
+        out_channels = out_channels or latent_channels
+        self.conv_out = zero_init(nn.Conv2d(config.channels, out_channels, 3, padding=1))
 
     def _build_down(self, config: UNetConfig, context_width: int) -> list[int]:
         """Sets `down`, from the first level to the last; returns the channels of its skips."""
@@ -175,17 +186,18 @@ class UNet(nn.Module):
         context_mask: Tensor | None = None,
         pooled: Tensor | None = None,
     ) -> Tensor:
-        """Predicts a tensor of the latents' shape.
+        """Predicts a tensor of the latents' height and width.
 
         Args:
             latents: (B, C, H, W), noisy.
             timesteps: (B,), integer or float, in [0, num_timesteps).
-            context: (B, L, context_width), the text embeddings token by token.
+            context: (B, L, context_width), the text embeddings token by token; (B, 1, 2), digits of
+                a number, where captions are classes.
             context_mask: (B, L) bool, True at real tokens; None where all of them are real.
             pooled: (B, pooled_width), a vector for each caption.
 
         Returns:
-            (B, C, H, W).
+            (B, out_channels, H, W).
 
         Raises:
             ValueError: Height or width that the levels cannot halve.
@@ -196,6 +208,8 @@ class UNet(nn.Module):
                 f"unet.channel_mult has {len(self.down)} levels: the latents' height and width "
                 f"have to be multiples of {self.downsampling}, not {height} and {width}"
             )
+        if self.class_embedding is not None:
+            context = self.class_embedding(context)
         if pooled is None and self.pooled_text is not None:
             pooled = masked_mean(context, context_mask)
         embedding = self._embed(latents, timesteps, pooled)

@@ -446,7 +446,7 @@ def test_an_origin_that_the_manifest_does_not_name_is_said(
 
 
 def _cut_checkpoint(stage: Stage) -> None:
-    (file,) = stage.autoencoder.glob("checkpoints/*/ema.safetensors")
+    (file,) = stage.autoencoder.glob("checkpoints/*/ema-*.safetensors")
     flip_byte(file)
 
 

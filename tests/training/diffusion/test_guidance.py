@@ -42,3 +42,12 @@ def test_guiding_any_prediction_guides_x0_and_epsilon_alike(kind):
         torch.testing.assert_close(
             part, without + scale * (with_condition - without), atol=1e-5, rtol=1e-5
         )
+
+
+def test_variances_are_those_of_the_conditional_answer():
+    cond, uncond = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    answers = {"cat": cond, "": uncond}
+    denoiser = guided(lambda noisy, timesteps, condition: answers[condition], "", 3.0)
+    output = denoiser(torch.zeros(3, 2, 5), torch.zeros(3, dtype=torch.int64), "cat")
+    torch.testing.assert_close(output[:, :2], uncond[:, :2] + 3 * (cond - uncond)[:, :2])
+    assert torch.equal(output[:, 2:], cond[:, 2:])

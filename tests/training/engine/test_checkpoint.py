@@ -1,57 +1,38 @@
 """A checkpoint is whole or does not exist, whatever happens to its files."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from safetensors.torch import load_file
 
-from conf.enums import EngineKind, Precision
 from conf.errors import RunError, UserError
-from conf.training import OptimizerConfig
 from data.storage import Prefix, open_prefix
-from tests.helpers.engines import forget_engine
+from tests.helpers.engines import save_now
 from tests.helpers.latents import adam_moments, assert_equal
+from tests.helpers.small_engine import average, small_engine, step
 from training.engine.checkpoint import (
     COMMIT,
-    EMA,
-    MODEL,
     Progress,
     checkpoint_steps,
-    first_of_each,
+    digest_of,
+    file_name,
     latest_checkpoint,
     require_checkpoint,
     restore_optimizer,
-    save_checkpoint,
 )
-from training.engine.strategy import Engine, build_engine
+from training.engine.pieces import EMA, MODEL, OPTIMIZER
+from training.engine.retention import Keep
+from training.engine.strategy import Engine
 
-OPTIMIZER = "optimizer-00000.safetensors"
-FILES = (OPTIMIZER, MODEL, EMA)
-
-
-def build(seed: int) -> Engine:
-    forget_engine()
-    torch.manual_seed(seed)
-    network = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(12, 5))
-    config = OptimizerConfig(lr=0.1)
-    return build_engine(EngineKind.single, Precision.fp32, config, network, 4, 1)
-
-
-def step(engine: Engine) -> None:
-    batch = torch.randn(4, 2, 4, 4)
-    engine.update([batch], lambda images: {"loss": engine.model(images).square().mean(1)}, lr=0.1)
-
-
-def average(engine: Engine) -> list[torch.Tensor]:
-    return [parameter.detach() * 0.5 for parameter in engine.module.parameters()]
+FILES = [file_name(kind, 0) for kind in (MODEL, EMA, OPTIMIZER)]
 
 
 @pytest.fixture
 def engine() -> Iterator[Engine]:
-    made = build(seed=0)
+    made = small_engine(seed=0)
     step(made)
     yield made
     made.close()
@@ -65,7 +46,7 @@ def out(tmp_path: Path) -> Prefix:
 def save(out: Prefix, engine: Engine, updates: int, keep_last: int = 2) -> Path:
     """Saves a checkpoint and returns its folder."""
     progress = Progress(samples_seen=4 * updates, updates=updates)
-    save_checkpoint(out, engine, average(engine), progress, keep_last)
+    save_now(out, engine, average(engine), progress, Keep(keep_last))
     return Path(out.path(f"checkpoints/{updates:08d}"))
 
 
@@ -79,16 +60,16 @@ def test_what_was_saved_comes_back(engine: Engine, out: Prefix) -> None:
     checkpoint = latest_checkpoint(out)
     assert checkpoint is not None
     assert checkpoint.progress == Progress(28, 7)
-    assert_equal(checkpoint.tensors(MODEL), engine.module.state_dict())
+    assert_equal(checkpoint.weights(), engine.module.state_dict())
     names = [name for name, _ in engine.module.named_parameters()]
-    assert_equal(checkpoint.tensors(EMA), dict(zip(names, average(engine), strict=True)))
-    other = build(seed=1)
+    assert_equal(checkpoint.averages(), dict(zip(names, average(engine), strict=True)))
+    other = small_engine(seed=1)
     restore_optimizer(other, checkpoint)
     for name, parameter in other.module.named_parameters():
-        state = other.adamw.state[parameter]
+        state = other.optimizer.state[parameter]
         assert int(state["step"]) == 7
         for kind in ("exp_avg", "exp_avg_sq"):
-            wanted = engine.adamw.state[engine.module.get_parameter(name)][kind]
+            wanted = engine.optimizer.state[engine.module.get_parameter(name)][kind]
             assert torch.equal(state[kind], wanted)
             assert torch.equal(adam_moments(checkpoint)[f"{name}|{kind}"], wanted.flatten())
 
@@ -179,26 +160,72 @@ def test_only_the_last_ones_are_kept(engine: Engine, out: Prefix) -> None:
     assert out.read("latest") == b"00000004"
 
 
-def test_the_first_after_every_so_many_samples_is_kept_for_good(
-    engine: Engine, out: Prefix
-) -> None:
-    for updates in range(1, 9):  # of four samples each
-        progress = Progress(samples_seen=4 * updates, updates=updates)
-        save_checkpoint(out, engine, average(engine), progress, keep_last=1, keep_every=10)
-    # 12 is the first after 10, 20 and 32 those after 20 and 30.
-    assert out.names("checkpoints") == ["00000003", "00000005", "00000008"]
-
-
-def test_one_checkpoint_may_be_the_first_after_several_multiples() -> None:
-    assert first_of_each({"a": 4, "b": 25, "c": 26, "d": 31}, 10) == ["b", "d"]
-    assert first_of_each({}, 10) == []
-
-
 def test_what_a_killed_process_left_of_a_checkpoint_is_removed(engine: Engine, out: Prefix) -> None:
     (save(out, engine, 1) / COMMIT).unlink()
     for updates in (2, 3, 4):
         save(out, engine, updates, keep_last=2)
     assert out.names("checkpoints") == ["00000003", "00000004"]
+
+
+@pytest.fixture(scope="module")
+def killed_at(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Prefix]:
+    """Makes a run as it is if its second checkpoint's writer dies after so many thousandths.
+
+    The files are put there in the order in which they were written, and the one in the middle is
+    cut: a store that shows less than whole files is the worst case.
+    """
+    root = tmp_path_factory.mktemp("killed")
+    written: list[tuple[str, bytes]] = []
+    write = Prefix.write
+
+    def noting(self: Prefix, name: str, content: bytes | memoryview) -> None:
+        written.append((self.path(name), bytes(content)))
+        write(self, name, content)
+
+    engine = small_engine(seed=0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Prefix, "write", noting)
+        for updates in (1, 2):
+            step(engine)
+            save(open_prefix(str(root / "run"), "out"), engine, updates)
+    engine.close()
+
+    def make(thousandths: int) -> Prefix:
+        second = next(i for i, (path, _) in enumerate(written) if "/00000002/" in path)
+        left = sum(len(content) for _, content in written[second:]) * thousandths // 1000
+        made = root / str(thousandths)
+        for number, (path, content) in enumerate(written):
+            length = len(content) if number < second else min(left, len(content))
+            left -= length if number >= second else 0
+            if length:
+                target = made / Path(path).relative_to(root / "run")
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(content[:length])
+        return open_prefix(str(made), "out")
+
+    return make
+
+
+def test_killed_at_any_byte_a_run_goes_on_from_a_whole_checkpoint(
+    killed_at: Callable[[int], Prefix],
+) -> None:
+    whole = {updates_of(killed_at(place)): killed_at(place) for place in (0, 1000)}
+    wanted = {}
+    for updates, out in whole.items():
+        checkpoint = require_checkpoint(out)
+        wanted[updates] = (checkpoint.weights(), checkpoint.averages(), adam_moments(checkpoint))
+    assert sorted(wanted) == [1, 2]
+    assert not torch.equal(wanted[1][0]["0.weight"], wanted[2][0]["0.weight"])
+    met = []
+    for place in range(5, 1000, 10):
+        checkpoint = require_checkpoint(killed_at(place))
+        met.append(checkpoint.progress.updates)
+        found = (checkpoint.weights(), checkpoint.averages(), adam_moments(checkpoint))
+        for one, other in zip(found, wanted[met[-1]], strict=True):
+            assert_equal(one, other)
+    assert len(met) == 100
+    assert met == sorted(met)  # once it is committed it stays so
+    assert met[0] == 1
 
 
 class Killed(BaseException):
@@ -220,7 +247,7 @@ def test_killed_between_two_files_the_checkpoint_before_is_used(
         write(self, name, content)
 
     monkeypatch.setattr(Prefix, "write", dying)
-    with pytest.raises(Killed):
+    with pytest.raises(RunError, match="could not be saved by rank 0 \\(Killed\\)"):
         save(out, engine, 2)
     monkeypatch.undo()
     assert updates_of(out) == 1
@@ -236,10 +263,34 @@ def test_killed_while_an_old_checkpoint_is_removed(
 
     def dying(self: Prefix, name: str) -> None:
         remove(self, name)
-        raise Killed
+        if name.endswith(f"00000001/{COMMIT}"):
+            raise Killed
 
     monkeypatch.setattr(Prefix, "remove", dying)
-    with pytest.raises(Killed):
+    with pytest.raises(RunError, match="Killed"):
         save(out, engine, 2, keep_last=1)
     assert checkpoint_steps(out) == ["00000002"]
     assert updates_of(out) == 2
+
+
+def test_images_that_lie_with_their_channels_together_are_kept_in_logical_order(
+    engine: Engine, out: Prefix
+) -> None:
+    weight = engine.module.get_parameter("0.weight")
+    assert not weight.is_contiguous()  # or this would say nothing
+    folder = save(out, engine, 1)
+    kept = load_file(folder / file_name(MODEL, 0))["0.weight|values|0"]
+    assert torch.equal(kept, weight.detach().flatten())
+
+
+def test_a_digest_tells_values_names_shapes_and_formats_apart() -> None:
+    one = {"a": torch.arange(6.0).view(2, 3), "b": torch.zeros(2)}
+    same = {"b": torch.zeros(2), "a": one["a"].t().contiguous().t()}  # in another memory layout
+    assert digest_of(one) == digest_of(same)
+    others: list[dict[str, torch.Tensor]] = [
+        {**one, "a": torch.arange(6.0).view(3, 2)},
+        {**one, "a": torch.arange(1.0, 7).view(2, 3)},
+        {"a": one["a"], "c": one["b"]},
+        {**one, "b": torch.zeros(2, dtype=torch.int32)},
+    ]
+    assert len({digest_of(other) for other in (one, *others)}) == 5

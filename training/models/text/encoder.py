@@ -28,6 +28,7 @@ class TextEncoder:
         pooled_width: Width of what is pooled, all models' together; 0 where nothing is.
         max_length: Longest caption in tokens.
         padding: Whether every caption takes `max_length` tokens.
+        classes: Classes that captions are; 0 where they are words.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class TextEncoder:
         self.padding = padding
         self.fingerprint = fingerprint
         self.width = sum(model.width for model in models)
+        self.classes = models[0].classes
         self.pooled_width = sum(model.pooled_width for model in models)
 
     def to(self, device: torch.device | str) -> "TextEncoder":
@@ -58,7 +60,7 @@ class TextEncoder:
         """Encodes captions; what one gets does not depend on the others, up to rounding.
 
         Raises:
-            UserError: Joined models' tokenizers disagree.
+            UserError: Joined models' tokenizers disagree, or a caption is no class.
         """
         tokens = self.tokenize(captions)
         encoding = self.embed(tokens.ids)
@@ -68,7 +70,8 @@ class TextEncoder:
         """Token ids of captions.
 
         Raises:
-            UserError: Joined models' tokenizers give a caption different numbers of tokens.
+            UserError: Joined models' tokenizers give a caption different numbers of tokens, or a
+                caption is no class.
         """
         rows, cuts = [], []
         for model in self._models:

@@ -4,10 +4,11 @@ from hashlib import sha256
 from json import dumps
 from typing import Any
 
-from conf.encoders import TextEncoderConfig, TextModelConfig
+from conf.encoders import CLASSES, TextEncoderConfig, TextModelConfig
 from conf.enums import Pooled
 from conf.errors import UserError
 from training.models.text.checks import Refused
+from training.models.text.classes import load_classes
 from training.models.text.encoder import TextEncoder
 from training.models.text.open_clip_models import load_open_clip
 from training.models.text.records import TextModel
@@ -46,7 +47,8 @@ def load_text_encoder(config: TextEncoderConfig, setting: str = "text_encoder") 
             raise UserError(f"{setting}.padding=true", wrong, "choose padding=false")
     fingerprint = _fingerprint(config, [model.fingerprint for model in models])
     encoder = TextEncoder(models, config.max_length, config.padding, fingerprint, setting)
-    encoder.tokenize(PROBES)
+    if not encoder.classes:
+        encoder.tokenize(PROBES)
     return encoder
 
 
@@ -59,6 +61,9 @@ def fingerprint_text_encoder(config: TextEncoderConfig, setting: str = "text_enc
     settings = [setting, *(f"{setting}.joined[{i}]" for i in range(len(config.joined)))]
     files = []
     for part, name in zip([config, *config.joined], settings, strict=True):
+        if part.path.startswith(CLASSES):
+            files.append(load_classes(part.path, name).fingerprint)
+            continue
         folders = locate(part, name)
         try:
             files.append(fingerprint_folder(folders.model, folders.tokenizer))
@@ -68,7 +73,9 @@ def fingerprint_text_encoder(config: TextEncoderConfig, setting: str = "text_enc
 
 
 def _load(config: TextModelConfig, setting: str) -> TextModel:
-    """One text model with its tokenizer."""
+    """One text model with its tokenizer, or a list of classes."""
+    if config.path.startswith(CLASSES):
+        return load_classes(config.path, setting)
     folders = locate(config, setting)
     where = f"{setting}.path={config.path}"
     try:

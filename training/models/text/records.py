@@ -71,6 +71,7 @@ class TextModel:
         pooled_width: Width of what is pooled; 0 where nothing is.
         most: Most tokens that it has positions for; None is any number.
         fingerprint: SHA-256 of the files that it was loaded from.
+        classes: Classes that it is a list of; 0 where it is a model of words.
     """
 
     tower: nn.Module
@@ -79,3 +80,4 @@ class TextModel:
     pooled_width: int
     most: int | None
     fingerprint: str
+    classes: int = 0

@@ -6,9 +6,10 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from conf.encoders import TextModelConfig
+from conf.encoders import CLASSES, TextModelConfig
 from conf.errors import UserError
 from training.models import hub
+from training.models.text.classes import absolute_classes
 
 PACKAGE_SCHEME = "package://"
 SETTINGS = ("*.json", "*.txt", "*.model")  # config and vocabulary
@@ -75,6 +76,8 @@ def locate(config: TextModelConfig, setting: str) -> Folders:
 
 def absolute_path(path: str) -> str:
     """`path` as it reads from any working directory."""
+    if path.startswith(CLASSES):
+        return absolute_classes(path)
     return path if path.startswith((PACKAGE_SCHEME, hub.SCHEME)) else str(Path(path).resolve())
 
 

@@ -1,0 +1,129 @@
+"""Seconds that training stands still for a checkpoint: ours, torch.save, safetensors, async_save.
+
+    python -m benchmarks.trainers.checkpoint GIGABYTES REPEATS FOLDER
+
+Weights, averages and two moments in float32, one process. Each writes to the same disk, and no save
+begins before the files of the one before it are there. Ours is all that `Saver.save` does.
+"""
+
+import json
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from safetensors.torch import save_file
+from torch import nn
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+
+from conf.enums import Precision
+from conf.training import EngineConfig, OptimizerConfig
+from data.storage import open_prefix
+from training.engine.build import build_engine
+from training.engine.checkpoint import Progress
+from training.engine.retention import Keep
+from training.engine.saving import Saver
+from training.engine.strategy import Engine
+
+WIDTH = 2048
+BYTES_PER_PARAMETER = 16
+
+# Called with a new folder; returns what waits until its files are there.
+Save = Callable[[Path], Callable[[], object]]
+
+
+def main(gigabytes: float, repeats: int, folder: Path) -> None:
+    """Prints one line of JSON."""
+    torch.set_num_threads(2)
+    layers = max(1, round(gigabytes * 1e9 / BYTES_PER_PARAMETER / WIDTH**2))
+    network = nn.Sequential(*(nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(layers)))
+    config = EngineConfig(precision=Precision.fp32)
+    engine = build_engine(config, OptimizerConfig(), network, 1, accumulation_steps=1)
+    engine.update([torch.ones(1, WIDTH)], lambda x: {"loss": engine.model(x).mean(1)}, lr=1e-3)
+    ema = [parameter.detach().clone() for parameter in engine.module.parameters()]
+    ours = Saver(open_prefix(str(folder / "ours"), "out"), engine, Keep(1))
+    savers = {"Latent Foundry": _ours(ours, ema), **_peers(_state(engine, ema))}
+    seconds: dict[str, list[float]] = {name: [] for name in savers}
+    whole: dict[str, list[float]] = {name: [] for name in savers}
+    for number in range(repeats + 1):
+        for name, save in savers.items():
+            place = folder / f"{name}-{number}".replace(" ", "-")
+            place.mkdir(parents=True)
+            began = time.perf_counter()
+            wait = save(place)
+            seconds[name].append(time.perf_counter() - began)
+            wait()
+            whole[name].append(time.perf_counter() - began)
+            shutil.rmtree(place)
+    ours.close()
+    bytes_saved = BYTES_PER_PARAMETER * layers * WIDTH**2
+    # The first one allocates memory that some keep.
+    first = {name: values.pop(0) for name, values in seconds.items()}
+    for values in whole.values():
+        values.pop(0)
+    print(json.dumps({"bytes": bytes_saved, "first": first, "seconds": seconds, "whole": whole}))
+
+
+def _ours(saver: Saver, ema: list[torch.Tensor]) -> Save:
+    saved = 0
+
+    def save(place: Path) -> Callable[[], object]:
+        nonlocal saved
+        saved += 1
+        saver.save(ema, Progress(saved, saved))
+        return saver.finish
+
+    return save
+
+
+def _peers(state: dict[str, torch.Tensor]) -> dict[str, Save]:
+    # Pinned memory and copies beside the GPU's work need a GPU.
+    stager = DefaultStager(
+        StagingOptions(
+            use_pinned_memory=torch.cuda.is_available(),
+            use_shared_memory=False,
+            use_async_staging=False,
+            use_non_blocking_copy=torch.cuda.is_available(),
+        )
+    )
+
+    def at_once(write: Callable[[Path], object]) -> Save:
+        def save(place: Path) -> Callable[[], object]:
+            write(place / "file")
+            return lambda: None
+
+        return save
+
+    def beside(**options: Any) -> Save:
+        def save(place: Path) -> Callable[[], object]:
+            future = dcp.async_save(state, checkpoint_id=place, no_dist=True, **options)
+            assert isinstance(future, Future)
+            return future.result
+
+        return save
+
+    return {
+        "torch.save": at_once(lambda file: torch.save(state, file)),
+        "safetensors.save_file": at_once(lambda file: save_file(state, file)),
+        "dcp.async_save": beside(),
+        "dcp.async_save, one stager kept": beside(async_stager=stager),
+    }
+
+
+def _state(engine: Engine, ema: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+    state = {}
+    for (name, parameter), average in zip(engine.module.named_parameters(), ema, strict=True):
+        state[f"model.{name}"] = parameter.detach()
+        state[f"ema.{name}"] = average
+        for kind in ("exp_avg", "exp_avg_sq"):
+            state[f"{kind}.{name}"] = engine.optimizer.state[parameter][kind]
+    return state
+
+
+if __name__ == "__main__":
+    main(float(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))

@@ -1,0 +1,221 @@
+"""Saving checkpoints while training goes on.
+
+`Saver.save` copies what every rank has to write into host memory. A thread of each rank then writes
+it, and beside it a small record with sizes and hashes; that of rank 0 waits for all records and
+writes `commit.json` last. No thread talks to another rank but through these files: collectives are
+the training's. Records bear a token of their attempt, so none of a killed one is taken for this.
+"""
+
+import json
+import secrets
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor
+
+from conf.errors import RunError
+from data.manifest import sha256
+from data.retry import wanted_until
+from data.storage import Prefix
+from training.engine.checkpoint import COMMIT, FOLDER, Progress, file_name
+from training.engine.pieces import pieces_of
+from training.engine.retention import Keep, remove_others
+from training.engine.shares import whole_shapes
+from training.engine.staging import StagedFile, stage
+from training.engine.strategy import Engine
+
+LATEST = "latest"
+POLL_SECONDS = 0.05, 1.0  # between two looks for other ranks' records: at first, and at most
+GRACE_SECONDS = 10.0  # that a run which has failed still gives the ranks to end what they write
+
+Files = dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """One checkpoint that is being written.
+
+    Args:
+        step: Its name.
+        token: The same on all ranks, and no other attempt's.
+        commit: What `commit.json` says besides the files.
+        before_commit: Called on rank 0 when all files are safe.
+    """
+
+    step: str
+    token: str
+    commit: dict[str, Any]
+    before_commit: Callable[[], None]
+
+    def record(self, rank: int) -> str:
+        """The name of the file by which a rank says that its files are safe."""
+        return f"record-{self.token}-{rank:05d}.json"
+
+
+def _nothing() -> None:
+    return None
+
+
+def _told(error: BaseException) -> str:
+    return str(error) or type(error).__name__
+
+
+class Saver:
+    """Saves the checkpoints of a run, one at a time.
+
+    Every rank makes one; what is marked as collective, every rank calls at the same step.
+
+    Args:
+        out: The run.
+        engine: The engine.
+        keep: Which checkpoints are kept.
+        val_loss: Of the last validation before this process began.
+
+    Attributes:
+        val_loss: Of the last validation, for the records; None before the first.
+        stalled: Seconds that training stood still for saving.
+        seconds: What the last checkpoint took from its copy to its commit, as this rank saw it.
+    """
+
+    def __init__(
+        self, out: Prefix, engine: Engine, keep: Keep, val_loss: float | None = None
+    ) -> None:
+        self.val_loss = val_loss
+        self.stalled = self.seconds = 0.0
+        self._out, self._engine, self._keep = out, engine, keep
+        self._files: dict[str, StagedFile] = {}
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        self._abandoned = threading.Event()
+        self._grace = 0.0
+
+    @property
+    def failed(self) -> bool:
+        """Whether this rank could not write; `finish` then raises on all."""
+        return self._error is not None
+
+    def save(
+        self,
+        ema: Sequence[Tensor],
+        progress: Progress,
+        before_commit: Callable[[], None] = _nothing,
+    ) -> None:
+        """Copy the run's state, and have it written from now on. Collective.
+
+        Args:
+            ema: What this rank keeps of the averages, as `kept_weights` has it.
+            progress: Where the run is.
+            before_commit: Called on rank 0, in its thread, when all files are safe.
+
+        Raises:
+            RunError: The checkpoint before this one could not be saved.
+        """
+        self.finish()
+        began = time.perf_counter()
+        token = self._engine.gather(secrets.token_hex(8))[0]
+        stage(self._files, pieces_of(self._engine, ema))
+        shapes = whole_shapes(self._engine)
+        commit = {**asdict(progress), "val_loss": self.val_loss, "shapes": shapes}
+        attempt = _Attempt(f"{progress.updates:08d}", token, commit, before_commit)
+        self._thread = threading.Thread(
+            target=self._write, args=(attempt, began), name="checkpoint", daemon=True
+        )
+        self._thread.start()
+        self.stalled += time.perf_counter() - began
+
+    def finish(self) -> None:
+        """Wait until the last checkpoint is committed. Collective.
+
+        Raises:
+            RunError: It could not be, on this rank or another.
+        """
+        if self._thread is None:  # so it is on all ranks
+            return
+        began = time.perf_counter()
+        while True:
+            done = not self._thread.is_alive()  # first, for errors come before the end
+            told = self._engine.gather((done, self._error and _told(self._error)))
+            if failed := {rank: reason for rank, (_, reason) in enumerate(told) if reason}:
+                self.close(grace=0)
+                raise RunError(self._refusal(failed))
+            if all(done for done, _ in told):
+                break
+            self._thread.join(POLL_SECONDS[0])
+        self._thread = None
+        self.stalled += time.perf_counter() - began
+
+    def close(self, grace: float = GRACE_SECONDS) -> None:
+        """End without the other ranks; a checkpoint that is all but written may still come to be.
+
+        Args:
+            grace: Seconds that rank 0 still waits for them.
+        """
+        self._grace = grace
+        self._abandoned.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _refusal(self, failed: dict[int, str]) -> str:
+        ranks = ", ".join(map(str, failed))
+        reason = next(iter(failed.values()))
+        return (
+            f"{self._out.url}: a checkpoint could not be saved by rank {ranks} ({reason}); the one "
+            "before it is as it was; mend that, and the same command goes on from there"
+        )
+
+    def _write(self, attempt: _Attempt, began: float) -> None:
+        """What the thread does."""
+        try:
+            with wanted_until(self._abandoned):
+                own = self._write_files(attempt)
+                if self._engine.world.main:
+                    self._commit(attempt, own)
+        except BaseException as error:  # whatever it is, training has to hear of it
+            self._error = error
+        self.seconds = time.perf_counter() - began
+
+    def _write_files(self, attempt: _Attempt) -> Files:
+        folder, rank = self._out / f"{FOLDER}/{attempt.step}", self._engine.world.rank
+        if rank == 0:  # one of this name was broken, or latest_checkpoint would have taken it
+            folder.remove(COMMIT)
+        written: Files = {}
+        for kind, file in self._files.items():
+            name, content = file_name(kind, rank), file.content()
+            folder.write(name, content)
+            written[name] = {"bytes": len(content), "sha256": sha256(content)}
+        if rank:
+            folder.write(attempt.record(rank), json.dumps(written).encode())
+        return written
+
+    def _commit(self, attempt: _Attempt, own: Files) -> None:
+        """Wait for the other ranks' records, and make the checkpoint exist."""
+        folder = self._out / f"{FOLDER}/{attempt.step}"
+        files = own | self._others(folder, attempt)
+        attempt.before_commit()
+        commit = {"files": dict(sorted(files.items())), **attempt.commit}
+        folder.write(COMMIT, json.dumps(commit, indent=1).encode())
+        self._out.write(LATEST, attempt.step.encode())
+        for name in folder.names():  # records, and what killed attempts left
+            if name not in files and name != COMMIT:
+                folder.remove(name)
+        remove_others(self._out, attempt.step, self._keep)
+
+    def _others(self, folder: Prefix, attempt: _Attempt) -> Files:
+        wanted = {attempt.record(rank) for rank in range(1, self._engine.world.size)}
+        pause, most = POLL_SECONDS
+        until: float | None = None
+        while missing := wanted - set(folder.names() if wanted else ()):
+            if self._abandoned.is_set():
+                until = until or time.monotonic() + self._grace
+                if time.monotonic() > until:
+                    raise RunError(f"{len(missing)} ranks have not written their part")
+            time.sleep(pause)
+            pause = min(2 * pause, most)
+        found: Files = {}
+        for name in wanted:
+            found |= json.loads(folder.read(name))
+        return found
