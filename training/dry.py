@@ -28,7 +28,9 @@ from training.engine.strategy import Engine
 from training.perf import Losses
 from training.random import noted_draws
 
-MOMENTS = 2 * 4  # bytes of Adam's state a parameter
+# Bytes a parameter: of AdamW's moments, of those of its kind in 8 bits, and of the copy in host
+# memory that a checkpoint is written from, over all ranks.
+MOMENTS, MOMENTS_8BIT, STAGED = 8, 2, 16
 REMEDY = "give a smaller micro_batch_size, engine.recompute=true, or another engine"
 
 
@@ -200,19 +202,22 @@ def _same_buffers(module: nn.Module) -> Iterator[None]:
 
 
 def _memory(engine: Engine, parameters: int) -> Memory | None:
-    """What this rank's device has left, less the moments that Adam takes at its first step.
+    """What this rank's device has left when all is there that training takes, as far as is known.
 
-    The memory of the trial counts as taken: allocators keep it for the steps to come.
+    Adam's moments come at its first step; on the CPU, so do copies for checkpoints. The memory of
+    the trial counts as taken: allocators keep it for the steps to come.
     """
-    to_come = 0 if engine.zero_stage or engine.optimizer.state else MOMENTS * parameters
+    each = MOMENTS if isinstance(engine.optimizer, torch.optim.AdamW) else MOMENTS_8BIT
+    moments = 0 if engine.zero_stage or engine.optimizer.state else each * parameters
     if engine.device.type == "cuda":
         free, total = torch.cuda.mem_get_info(engine.device)
-        return Memory(free - to_come, total)
+        return Memory(free - moments, total)
     memory = host_memory()
     if memory is None:
         return None
     ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return Memory(memory.free - ranks_here * to_come, memory.total)
+    own = moments + STAGED * parameters // engine.world.size
+    return Memory(memory.free - ranks_here * own, memory.total)
 
 
 def _room(engine: Engine) -> float:

@@ -101,6 +101,7 @@ class Loop:
                     break
             if not done and self.progress != self.saved:
                 self._save()
+            self.heart.beat(self.progress.updates, Phase.saving)
             for saver in (self.snapshots, self.saver):
                 saver.finish()
         self._summarise()

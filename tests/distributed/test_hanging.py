@@ -42,6 +42,18 @@ def has_steps(run: Path) -> bool:
     return any(run.glob("checkpoints/*/commit.json"))
 
 
+def steps(run: Path) -> int:
+    return max(int(commit.parent.name) for commit in run.glob("checkpoints/*/commit.json"))
+
+
+def pause(ranks: list[psutil.Process], seconds: float) -> None:
+    for rank in ranks:
+        rank.suspend()
+    time.sleep(seconds)
+    for rank in ranks:
+        rank.resume()
+
+
 def sleep_for_ever(stalled: Path) -> None:
     stalled.touch()
     threading.Event().wait()
@@ -62,13 +74,16 @@ def train_and_stall(latents: Path, out: Path, stalled: Path) -> None:
             sleep_for_ever(stalled)
         return latent_batch(corpus, places)
 
-    def save(*given: Any) -> None:
+    def stage_slowly(*given: Any) -> None:
         if os.environ["RANK"] == "0":
             for _ in range(5):
                 get_on(int(LIMIT / 4 / 0.04))
         stage(*given)
 
-    patches = {"training.feed.latent_batch": collate, "training.engine.saving.stage": save}
+    patches = {
+        "training.feed.latent_batch": collate,
+        "training.engine.saving.stage": stage_slowly,
+    }
     with ExitStack() as patched:
         for name, function in patches.items():
             patched.enter_context(mock.patch(name, function))
@@ -97,7 +112,11 @@ def test_a_stopped_rank_is_named_by_the_others_and_ended(latents: Path, tmp_path
     with running_ldm(log, "train", f"data.url={latents}", f"out={run}", *ENDLESS) as process:
         wait_until(lambda: has_steps(run), process, log)
         ranks = psutil.Process(process.pid).children(recursive=True)
-        (second,) = [rank for rank in ranks if rank.environ().get("RANK") == "1"]
+        ranks = [rank for rank in ranks if "RANK" in rank.environ()]
+        pause(ranks, LIMIT + 1)  # as with a machine that sleeps: nobody is at fault
+        seen = steps(run)
+        wait_until(lambda: steps(run) > seen, process, log)
+        (second,) = [rank for rank in ranks if rank.environ()["RANK"] == "1"]
         second.send_signal(signal.SIGSTOP)
         began = time.monotonic()
         ended = wait_for_end(process, log)

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from conf.enums import EngineKind, Precision
+from conf.enums import Precision
 from conf.errors import RunError
-from conf.training import GuardsConfig, OptimizerConfig
+from conf.training import EngineConfig, GuardsConfig, OptimizerConfig
 from data.memory import Memory
 from tests.helpers.engines import forget_engine
 from training.dry import Tried, check_memory, check_tried, dry_batch
-from training.engine.strategy import build_engine
+from training.engine.build import build_engine
 from training.random import Purpose, normal, noted_draws
 
 GOOD = Tried((0, 1), (b"a", b"b"), (2,))
@@ -65,7 +65,7 @@ def test_draws_are_noted_within_the_block_only() -> None:
 def test_no_trace_is_left() -> None:
     model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 1))
     forget_engine()
-    engine = build_engine(EngineKind.single, Precision.fp32, OptimizerConfig(), model, 6, 1)
+    engine = build_engine(EngineConfig(precision=Precision.fp32), OptimizerConfig(), model, 6, 1)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     inputs = torch.randn(6, 4)
     seen = []

@@ -48,6 +48,7 @@ class Heartbeat:
         self._read = -float("inf")  # when all pulses were read
         self._seen: dict[int, tuple[Pulse, float]] = {}  # and when it was new
         self._stop = threading.Event()
+        self._done = False
         self._threads: list[threading.Thread] = []
         self._host, self._mark = socket.gethostname(), process_mark(os.getpid())
         self._pulse = self._look(0)
@@ -70,7 +71,8 @@ class Heartbeat:
                 thread.start()
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        self._done = kind is None  # a rank that fails is missed by the others
         self._stop.set()
         for thread in self._threads:
             thread.join(timeout=LONGEST_PAUSE)
@@ -80,9 +82,13 @@ class Heartbeat:
         return min(LONGEST_PAUSE, self._limit / 8)
 
     def _watch(self) -> None:
-        beats, count = 0, 0
+        beats, count, looked = 0, 0, time.monotonic()
         while not self._stop.wait(self._pause):
             count += 1
+            if time.monotonic() - looked > self._pause + self._limit / 4:
+                # This process was stopped itself, and cannot tell what others did meanwhile.
+                self._progressed = self._answered = time.monotonic()
+            looked = time.monotonic()
             before, self._pulse = self._pulse, self._look(count)
             step, phase, now_beats = self._at
             moved = self._pulse.stack != before.stack and (phase in LONG or step == self._first)
@@ -148,7 +154,7 @@ class Heartbeat:
                     if last:
                         return  # it would keep the process from ending
                     store = _connect(self._limit)
-                store.set(own, replace(self._pulse, done=last).dump())
+                store.set(own, replace(self._pulse, done=self._done).dump())
                 now = time.monotonic()
                 quiet = now - self._progressed >= self._limit / 4
                 if quiet and now - self._read >= self._limit / 8:
