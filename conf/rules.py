@@ -30,7 +30,7 @@ from conf.schema import (
 from conf.training import EngineConfig
 
 LEAST_HANG = 2.0  # seconds
-MAY_BE_EMPTY = ("attention_levels", "sizes")
+MAY_BE_EMPTY = ("attention_levels", "sizes", "ema_lengths")
 
 
 def check(config: Any) -> None:

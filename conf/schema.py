@@ -206,6 +206,13 @@ class SampleCommand:
     """Turn prompts into images."""
 
     checkpoint: str = setting("URL of an `ldm train` run")
+    ema_length: float | None = setting(
+        "take the average of this length, rebuilt from what the run kept for train.ema_lengths; "
+        "null takes the run's own",
+        None,
+        low=0.01,
+        high=0.28,
+    )
     autoencoder: AutoencoderConfig | None = group_or_none(
         "the autoencoder, if it is no longer where the run found it"
     )
@@ -224,6 +231,13 @@ class EvaluateCommand:
     """Measure a run on images that it was not trained on."""
 
     checkpoint: str = setting("URL of an `ldm train` run")
+    ema_length: float | None = setting(
+        "take the average of this length, rebuilt from what the run kept for train.ema_lengths; "
+        "null takes the run's own",
+        None,
+        low=0.01,
+        high=0.28,
+    )
     autoencoder: AutoencoderConfig | None = group_or_none(
         "the autoencoder, if it is no longer where the run found it"
     )

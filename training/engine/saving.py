@@ -10,18 +10,16 @@ import json
 import secrets
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
-
-from torch import Tensor
 
 from conf.errors import RunError
 from data.manifest import sha256
 from data.retry import wanted_until
 from data.storage import Prefix
 from training.engine.checkpoint import COMMIT, FOLDER, Progress, file_name
-from training.engine.pieces import pieces_of
+from training.engine.pieces import Piece
 from training.engine.retention import Keep, remove_others
 from training.engine.shares import whole_shapes
 from training.engine.staging import StagedFile, stage
@@ -102,14 +100,14 @@ class Saver:
 
     def save(
         self,
-        ema: Sequence[Tensor],
+        pieces: Mapping[str, Sequence[Piece]],
         progress: Progress,
         before_commit: Callable[[], None] = _nothing,
     ) -> None:
         """Copy the run's state, and have it written from now on. Collective.
 
         Args:
-            ema: What this rank keeps of the averages, as `kept_weights` has it.
+            pieces: This rank's, by kind, as `pieces_of` has them.
             progress: Where the run is.
             before_commit: Called on rank 0, in its thread, when all files are safe.
 
@@ -119,7 +117,7 @@ class Saver:
         self.finish()
         began = time.perf_counter()
         token = self._engine.gather(secrets.token_hex(8))[0]
-        stage(self._files, pieces_of(self._engine, ema))
+        stage(self._files, pieces)
         shapes = whole_shapes(self._engine)
         commit = {**asdict(progress), "val_loss": self.val_loss, "shapes": shapes}
         attempt = _Attempt(f"{progress.updates:08d}", token, commit, before_commit)

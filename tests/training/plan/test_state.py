@@ -10,14 +10,14 @@ from torch import Tensor
 
 from conf.compose import compose_config
 from conf.enums import EngineKind, OptimizerKind, Precision
-from conf.training import EngineConfig, OptimizerConfig
+from conf.training import EngineConfig, OptimizerConfig, TrainingConfig
 from tests.helpers.engines import forget_engine
 from tests.helpers.latents import CHANNELS, SIZE, SMALL_UNET, WIDTH
 from tests.helpers.ranks import run_ranks
+from training.averages import Averages
 from training.engine.build import build_engine
 from training.engine.optimizers import build_optimizer, state_tensors
 from training.engine.strategy import Engine, flat_partitions
-from training.loop import _start_ema
 from training.models.unet import UNet
 from training.plan.state import Offload, moment_bytes, sent_bytes, state_of
 
@@ -42,7 +42,7 @@ def storages(tensors: list[Tensor]) -> int:
 def measured(engine: Engine) -> dict[str, int]:
     """Bytes that a rank holds after a step."""
     parameters = list(engine.module.parameters())
-    average = storages(_start_ema(engine, None))
+    average = storages(Averages(engine, TrainingConfig(samples=1), None).own)
     moments = [s[k] for s in engine.optimizer.state.values() for k in ("exp_avg", "exp_avg_sq")]
     weights = [p.data for p in parameters if p.numel()]
     found = {"average": average, "moments": sum(moment.nbytes for moment in moments)}
