@@ -115,7 +115,7 @@ def checkpoint(folder: Path, repeats: int) -> str:
         ]
         for name, values in run["seconds"].items()
     ]
-    title = f"Seconds of a checkpoint of {run['bytes'] / 1e9:.2f} GB, one process"
+    title = f"Seconds of a checkpoint of {run['bytes'] / 1e9:.2f} GB, one process of one thread"
     return table(title, ["", "stands still", "times ours", "the first", "until it is there"], rows)
 
 

@@ -24,10 +24,16 @@ from conf.schema import CHOICES, COMMANDS
 def _register() -> None:
     store = ConfigStore.instance()
     for name, schema in COMMANDS.items():
-        store.store(group="schema/command", name=name, node=schema, package="_global_")
+        file = file_name(name)
+        store.store(group="schema/command", name=file, node=schema, package="_global_")
     for group, choices in CHOICES.items():
         for name, schema in choices.items():
             store.store(group=f"schema/{group}", name=name, node=schema)
+
+
+def file_name(command: str) -> str:
+    """Name of a command's YAML file, without its ending."""
+    return command.replace(" ", "_")
 
 
 def compose_config(command: str, overrides: list[str]) -> Any:
@@ -85,7 +91,7 @@ def _compose(command: str, overrides: list[str]) -> DictConfig:
 
 def _hydra_compose(command: str, overrides: list[str]) -> DictConfig:
     with initialize_config_module("conf", version_base="1.3"):
-        config = compose(command, overrides)
+        config = compose(file_name(command), overrides)
     OmegaConf.resolve(config)
     return config
 

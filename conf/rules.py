@@ -21,6 +21,7 @@ from conf.schema import (
     AutoencoderCommand,
     CacheCommand,
     EvaluateCommand,
+    PlanTrainCommand,
     SampleCommand,
     ShardCommand,
     TrainCommand,
@@ -29,7 +30,7 @@ from conf.schema import (
 from conf.training import EngineConfig
 
 LEAST_HANG = 2.0  # seconds
-MAY_BE_EMPTY = ("attention_levels", "sizes")
+MAY_BE_EMPTY = ("attention_levels", "sizes", "ema_lengths")
 
 
 def check(config: Any) -> None:
@@ -121,11 +122,12 @@ def _training(config: AutoencoderCommand | TrainCommand) -> None:
         raise UserError(
             f"optimizer.betas={config.optimizer.betas}", "are not two numbers", "give [0.9,0.999]"
         )
-    if config.engine.kind is EngineKind.single and config.cluster.processes > 1:
+    ranks, where = ranks_of(config)
+    if config.engine.kind is EngineKind.single and ranks > 1:
         raise UserError(
             "engine=single",
-            f"runs one rank, cluster.processes={config.cluster.processes} starts more",
-            "choose engine=ddp, zero1, zero2 or zero3, or cluster.processes=1",
+            f"runs one rank, {where}={ranks} starts more",
+            f"choose engine=ddp, zero1, zero2 or zero3, or {where}=1",
         )
     _engine(config.engine)
     in_8_bits = config.optimizer.kind is OptimizerKind.adamw_8bit
@@ -151,7 +153,15 @@ def _training(config: AutoencoderCommand | TrainCommand) -> None:
         )
     if config.cluster.kind != "local":
         raise UserError(f"cluster={config.cluster.kind}", "is not known", "choose cluster=local")
-    micro_batch(config.batch_size, config.micro_batch_size, config.cluster.processes)
+    micro_batch(config.batch_size, config.micro_batch_size, ranks)
+
+
+def ranks_of(config: AutoencoderCommand | TrainCommand) -> tuple[int, str]:
+    """The ranks that a training is started on, or planned for, and the settings that say so."""
+    processes = config.cluster.processes
+    if isinstance(config, PlanTrainCommand) and (config.plan.gpus or config.plan.nodes > 1):
+        return config.plan.nodes * (config.plan.gpus or processes), "plan.nodes*plan.gpus"
+    return processes, "cluster.processes"
 
 
 def _engine(config: EngineConfig) -> None:

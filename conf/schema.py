@@ -34,6 +34,7 @@ from conf.groups import (
     UNetConfig,
     WebDatasetSource,
 )
+from conf.plan import PlanConfig
 from conf.training import (
     CheckpointConfig,
     EngineConfig,
@@ -205,6 +206,13 @@ class SampleCommand:
     """Turn prompts into images."""
 
     checkpoint: str = setting("URL of an `ldm train` run")
+    ema_length: float | None = setting(
+        "take the average of this length, rebuilt from what the run kept for train.ema_lengths; "
+        "null takes the run's own",
+        None,
+        low=0.01,
+        high=0.28,
+    )
     autoencoder: AutoencoderConfig | None = group_or_none(
         "the autoencoder, if it is no longer where the run found it"
     )
@@ -223,6 +231,13 @@ class EvaluateCommand:
     """Measure a run on images that it was not trained on."""
 
     checkpoint: str = setting("URL of an `ldm train` run")
+    ema_length: float | None = setting(
+        "take the average of this length, rebuilt from what the run kept for train.ema_lengths; "
+        "null takes the run's own",
+        None,
+        low=0.01,
+        high=0.28,
+    )
     autoencoder: AutoencoderConfig | None = group_or_none(
         "the autoencoder, if it is no longer where the run found it"
     )
@@ -285,6 +300,20 @@ class DemoCommand:
     processes: int = setting("ranks that train the denoiser", 2, low=1)
 
 
+@dataclass(kw_only=True, slots=True)
+class PlanTrainCommand(TrainCommand):
+    """Tell what `ldm train` with the same settings would take, and refuse what cannot run."""
+
+    plan: PlanConfig = group(PlanConfig, "what it is planned for")
+
+
+@dataclass(kw_only=True, slots=True)
+class PlanCacheCommand(CacheCommand):
+    """Tell what `ldm cache` with the same settings would take."""
+
+    plan: PlanConfig = group(PlanConfig, "what it is planned for")
+
+
 COMMANDS: dict[str, type] = {
     "demo": DemoCommand,
     "shard": ShardCommand,
@@ -295,6 +324,8 @@ COMMANDS: dict[str, type] = {
     "sample": SampleCommand,
     "evaluate": EvaluateCommand,
     "report": ReportCommand,
+    "plan train": PlanTrainCommand,
+    "plan cache": PlanCacheCommand,
 }
 
 CHOICES: dict[str, dict[str, type]] = {

@@ -148,3 +148,15 @@ class TrainingConfig:
         500_000,
         low=1,
     )
+    ema_lengths: list[float] = setting(
+        "lengths of further averages, [0.05,0.1], of which one of any length is rebuilt afterwards: "
+        "standard deviations of their profiles, as shares of the training so far",
+        [],
+        low=0.01,
+        high=0.28,
+    )
+    ema_snapshot_every_samples: int = setting(
+        "with ema_lengths: samples between two copies of those averages, kept for good",
+        1_000_000,
+        low=1,
+    )

@@ -27,7 +27,10 @@ HANDLERS = {
     "sample": "training.generate:generate",
     "evaluate": "training.evaluate:evaluate",
     "report": "launch.report:report",
+    "plan train": "launch.plan:plan_training",
+    "plan cache": "launch.plan:plan_caching",
 }
+PLAN = "plan"
 INTERRUPTED_EXIT_CODE = 130
 
 
@@ -68,13 +71,16 @@ def run(arguments: list[str]) -> int:
 
 
 def _dispatch(arguments: list[str]) -> int:
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
+    asks = ([PLAN, "-h"], [PLAN, "--help"])
+    if not arguments or arguments in asks or arguments[0] in ("-h", "--help", "help"):
         _overview()
         return 0
     if arguments[0] in ("-V", "--version"):
         print(metadata.version("latent-foundry"))
         return 0
     command, *overrides = arguments
+    if command == PLAN:
+        command, overrides = _planned(overrides)
     if command not in COMMANDS:
         raise UserError(command, "there is no such command", f"choose one of {', '.join(COMMANDS)}")
     if {"-h", "--help"} & set(overrides):
@@ -84,9 +90,19 @@ def _dispatch(arguments: list[str]) -> int:
         raise UserError(flag, "there is no such flag", f"`ldm {command} --help` lists the settings")
     config = compose_config(command, overrides)
     cluster = getattr(config, "cluster", None)
-    if cluster is not None and cluster.processes > 1 and not is_rank():
+    alone = cluster is None or command.startswith(f"{PLAN} ")
+    if not alone and cluster.processes > 1 and not is_rank():
         return run_ranks(arguments, cluster)
     return _run_here(_handler(command), config)
+
+
+def _planned(arguments: list[str]) -> tuple[str, list[str]]:
+    """The command `plan COMMAND` and its overrides, which are those of COMMAND."""
+    known = [name.partition(" ")[2] for name in COMMANDS if name.startswith(f"{PLAN} ")]
+    if not arguments or arguments[0] not in known:
+        ways = " or ".join(f"`ldm {PLAN} {name} ...`" for name in known)
+        raise UserError(" ".join([PLAN, *arguments[:1]]), "names no command to plan", f"say {ways}")
+    return f"{PLAN} {arguments[0]}", arguments[1:]
 
 
 def _run_here(handler: Callable[[Any], Any], config: Any) -> int:
@@ -128,7 +144,7 @@ def _explain(command: str, overrides: list[str]) -> None:
             groups[group] = choices
         table.add_row(name, value, doc)
     console.print(table, markup=False)
-    if command in ("autoencoder", "train"):
+    if command in ("autoencoder", "train", "plan train"):
         groups["experiment"] = group_choices("experiment")
     for group, choices in groups.items():
         console.print(f"{group}= one of {', '.join(choices)}", markup=False)

@@ -83,9 +83,11 @@ def causes(errors: list[RankError]) -> list[RankError]:
 
 
 def die_with_parent() -> None:
-    """Leave no rank or stage behind to write beside the next run when the `ldm` above it dies."""
+    """Leave no rank or stage behind to write beside the next run when what started it dies."""
     if PARENT in os.environ:
         die_with(int(os.environ[PARENT]))
+    elif "TORCHELASTIC_RUN_ID" in os.environ:  # a rank of torchrun, which does not see to it
+        die_with(os.getppid())
 
 
 def _check_port(port: int) -> None:

@@ -17,10 +17,11 @@ from data.sample import ImageBatch
 from data.storage import open_prefix
 from training.engine.checkpoint import digest_of, require_checkpoint
 from training.engine.world import current_world
-from training.loop import Task, train
 from training.models.autoencoder import KLAutoencoder, kl_divergence
 from training.random import Purpose, normal
 from training.run import read_run, run_config
+from training.task import Task
+from training.train import train
 
 # A narrow posterior to begin with: with unit noise the decoder sees little of the mean at first.
 FIRST_LOG_VARIANCE = -4.0

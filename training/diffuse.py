@@ -31,13 +31,15 @@ from training.engine.checkpoint import digest_of, require_checkpoint
 from training.engine.world import current_world
 from training.feed import Feed, cached_feed, encode_captions, load_empty
 from training.grids import grid_watch
-from training.loop import Task, train
 from training.meaning import MEANING, Meaning, kept_meaning, meaning_json, meaning_of
 from training.models.text import TextEncoder, load_text_encoder
 from training.models.unet import UNet
 from training.online import online_feed
+from training.rebuild import rebuilt_average
 from training.run import read_run, run_config
 from training.step import latent_losses
+from training.task import Task
+from training.train import train
 from training.trained import Painter, TrainedModel
 from training.validate import validation_watch
 from training.watch import Watch
@@ -223,6 +225,7 @@ def load_trained(
     url: str,
     autoencoder_at: AutoencoderConfig | None = None,
     text_encoder_at: TextEncoderConfig | None = None,
+    ema_length: float | None = None,
 ) -> TrainedModel:
     """Load an `ldm train` run with the autoencoder and text encoder that its latents came from.
 
@@ -230,9 +233,11 @@ def load_trained(
         url: The run.
         autoencoder_at: Where the autoencoder is; None is where it was.
         text_encoder_at: The same for the text encoder.
+        ema_length: Of an average that is rebuilt; None is the run's own.
 
     Raises:
-        UserError: There is no such run, or one of the two is no longer what it was.
+        UserError: There is no such run, the average cannot be rebuilt, or one of the two is no
+            longer what it was.
     """
     out = open_prefix(url, "checkpoint")
     run = read_run(out, "train")
@@ -242,7 +247,11 @@ def load_trained(
     data = datasets_of(out, run)
     meaning = kept_meaning(out) if "latents" in run else meaning_of(data[0])
     unet = build_unet(UNetConfig(**run["unet"]), meaning, diffusion.learned_variance)
-    averages = checkpoint.averages()
+    averages = (
+        rebuilt_average(out, checkpoint, run["train"]["ema_lengths"], ema_length)
+        if ema_length
+        else checkpoint.averages()
+    )
     unet.load_state_dict(averages)
     unet.eval().requires_grad_(False)
     device = pick_device()

@@ -83,7 +83,9 @@ def evaluate(config: EvaluateCommand) -> dict[str, Any]:
     started = time.perf_counter()
     data = open_dataset(config.data.url, "images", memory=int(config.data.memory_gb * 1e9))
     out = open_prefix(config.out, "out")
-    model = load_trained(config.checkpoint, config.autoencoder, config.text_encoder)
+    model = load_trained(
+        config.checkpoint, config.autoencoder, config.text_encoder, config.ema_length
+    )
     _check(config, data, model)
     settings = {
         "command": "evaluate",

@@ -31,7 +31,9 @@ def generate(config: SampleCommand) -> None:
     started = time.perf_counter()
     prompts = read_prompts(config.prompts)
     out = open_prefix(config.out, "out")
-    model = load_trained(config.checkpoint, config.autoencoder, config.text_encoder)
+    model = load_trained(
+        config.checkpoint, config.autoencoder, config.text_encoder, config.ema_length
+    )
     model.text_encoder.tokenize(prompts)  # which refuses what is no class, before `out` is taken
     out.require_writable(0)
     captions = [prompt for prompt in prompts for _ in range(config.images_per_prompt)]

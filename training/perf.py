@@ -5,6 +5,7 @@ rate of a matrix product is measured, and said so.
 """
 
 import copy
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -24,23 +25,24 @@ META = torch.device("meta")
 # engine.recompute computes again is not counted: MFU is of the model's FLOPs, not the hardware's.
 FORWARDS_A_STEP = 3
 MEASURED_SECONDS = 0.3
-# TFLOP/s without sparsity: in 16 bits, and in 32 bits as convolutions run by default, which is TF32
-# where there is such a unit. The first name that is part of the device's counts.
+# TFLOP/s without sparsity, in 16 bits, and in 32 bits as convolutions run by default, which is TF32
+# where there is such a unit; and GB of memory, the least that is sold by the name. The first name
+# that is part of the device's counts.
 # Source: NVIDIA's data sheets (of B200, HGX; of RTX, the architecture's white paper), AMD's.
 PEAKS = {
-    "B200": (2250.0, 1100.0),
-    "H200": (989.4, 494.7),
-    "H100 NVL": (835.0, 417.5),
-    "H100 PCIe": (756.0, 378.0),
-    "H100": (989.4, 494.7),
-    "A100": (312.0, 156.0),
-    "A6000": (154.8, 77.4),
-    "L40S": (362.0, 183.0),
-    "L4": (121.0, 60.0),
-    "A10": (125.0, 62.5),
-    "RTX 4090": (165.2, 82.6),
-    "RTX 3090": (71.0, 35.6),
-    "MI300X": (1307.4, 653.7),
+    "B200": (2250.0, 1100.0, 180),
+    "H200": (989.4, 494.7, 141),
+    "H100 NVL": (835.0, 417.5, 94),
+    "H100 PCIe": (756.0, 378.0, 80),
+    "H100": (989.4, 494.7, 80),
+    "A100": (312.0, 156.0, 40),
+    "A6000": (154.8, 77.4, 48),
+    "L40S": (362.0, 183.0, 48),
+    "L4": (121.0, 60.0, 24),
+    "A10": (125.0, 62.5, 24),
+    "RTX 4090": (165.2, 82.6, 24),
+    "RTX 3090": (71.0, 35.6, 24),
+    "MI300X": (1307.4, 653.7, 192),
 }
 
 
@@ -63,13 +65,28 @@ class Peak:
 
 def peak_of(name: str, precision: Precision) -> Peak | None:
     """The data sheet's peak of a GPU by the name that its driver gives; None if it is not known."""
+    known = _known(name)
+    if known is None:
+        return None
+    half, single, _ = PEAKS[known]
+    tera = single if precision is Precision.fp32 else half
+    return Peak(tera * 1e12, f"data sheet of {known}")
+
+
+def memory_of(name: str) -> int | None:
+    """Bytes of a GPU's memory by its name, which may tell them (A100 80GB); None if not known."""
+    known = _known(name)
+    if known is None:
+        return None
+    said = re.search(r"\b(\d+) ?GB\b", name)
+    return (int(said[1]) if said else PEAKS[known][2]) * 10**9
+
+
+def _known(name: str) -> str | None:
+    """The entry of the table that a name means."""
     # Whole words, so that an A1000 is no A100; drivers join words by spaces and hyphens.
     words = f" {name.replace('-', ' ')} "
-    for known, (half, single) in PEAKS.items():
-        if f" {known} " in words:
-            tera = single if precision is Precision.fp32 else half
-            return Peak(tera * 1e12, f"data sheet of {known}")
-    return None
+    return next((known for known in PEAKS if f" {known} " in words), None)
 
 
 def device_peak(device: torch.device, precision: Precision) -> Peak:

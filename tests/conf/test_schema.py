@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from conf import enums, groups, schema
-from conf.compose import config_dict
+from conf.compose import config_dict, file_name
 from conf.enums import EngineKind
 from conf.fields import setting
 from conf.groups import DataConfig
@@ -50,7 +50,8 @@ def test_a_default_list_belongs_to_one_config_alone():
 
 
 def test_every_command_has_a_file():
-    assert {f"{command}.yaml" for command in COMMANDS} == {f for f in YAML_FILES if "/" not in f}
+    files = {f"{file_name(command)}.yaml" for command in COMMANDS}
+    assert files == {file for file in YAML_FILES if "/" not in file}
 
 
 @pytest.mark.parametrize(

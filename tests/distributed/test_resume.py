@@ -22,6 +22,7 @@ from tests.helpers.latents import (
     checkpoint_of,
 )
 from tests.helpers.ranks import run_ranks
+from training.averages import kind_of
 from training.diffuse import build_unet
 from training.engine.build import build_engine
 from training.engine.checkpoint import restore_optimizer
@@ -33,6 +34,7 @@ from training.track import read_metrics
 ENGINES = (("single", 1), ("ddp", 2), ("zero1", 2), ("zero2", 2), ("zero3", 2))
 WAYS = {f"{kind}": (ranks, (f"engine={kind}",)) for kind, ranks in ENGINES} | {
     "fp16": (2, ("engine=zero2", "engine.precision=fp16")),
+    "lengths": (2, ("engine=zero2", "train.ema_lengths=[0.05,0.1]")),
     "8bit": (2, ("engine=ddp", "optimizer.kind=adamw_8bit")),
 }
 HALF, WHOLE = "train.samples=32", "train.samples=64"  # four and eight steps
@@ -69,6 +71,16 @@ def test_two_halves_equal_the_whole_bit_for_bit(runs: Path, way: str) -> None:
     assert_equal(halves.weights(), whole.weights())
     assert_equal(halves.averages(), whole.averages())
     assert_equal(adam_moments(halves), adam_moments(whole))
+
+
+def test_power_averages_go_on_bit_for_bit(runs: Path) -> None:
+    whole, halves = (checkpoint_of(runs / f"lengths_{how}") for how in ("at_once", "in_parts"))
+    for length in (0.05, 0.1):
+        average = whole.whole(kind_of(length))
+        assert_equal(halves.whole(kind_of(length)), average)
+        assert any(
+            not torch.equal(average[name], value) for name, value in whole.averages().items()
+        )
 
 
 def test_moments_in_8_bits_take_a_byte_each(runs: Path) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from data.storage import Prefix
 from tests.helpers.latents import train_small
 from training.engine.checkpoint import Progress
+from training.engine.pieces import EMA, pieces_of
 from training.engine.retention import Keep
 from training.engine.saving import Saver
 from training.engine.strategy import Engine
@@ -44,5 +45,5 @@ def save_now(
 ) -> None:
     """Saves a checkpoint and waits until it is committed; every rank calls it."""
     with closing(Saver(out, engine, keep)) as saver:
-        saver.save(ema, progress)
+        saver.save(pieces_of(engine, {EMA: ema}), progress)
         saver.finish()

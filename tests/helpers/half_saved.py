@@ -7,6 +7,7 @@ from data.storage import Prefix, open_prefix
 from tests.helpers.engines import save_now
 from tests.helpers.small_engine import average, small_engine, step
 from training.engine.checkpoint import Progress
+from training.engine.pieces import EMA, pieces_of
 from training.engine.retention import Keep
 from training.engine.saving import Saver
 
@@ -34,7 +35,7 @@ def main(folder: str, kind: str) -> None:
     save_now(out, engine, average(engine), Progress(4, 1))
     Prefix.write = hanging  # type: ignore[method-assign]
     saver = Saver(out, engine, Keep(1))
-    saver.save(average(engine), Progress(4 * SECOND, SECOND))
+    saver.save(pieces_of(engine, {EMA: average(engine)}), Progress(4 * SECOND, SECOND))
     while True:
         step(engine)
         print("trained on", flush=True)

@@ -50,15 +50,16 @@ class SeaweedFS:
 
     process: subprocess.Popen[bytes]
     ports: list[int]  # in the order of _PORT_FLAGS
+    address: str = "127.0.0.1"
 
     @property
     def endpoint_url(self) -> str:
-        return f"http://127.0.0.1:{self.ports[0]}"
+        return f"http://{self.address}:{self.ports[0]}"
 
     @property
     def web_url(self) -> str:
         """Where plain HTTP finds all buckets, below `buckets/`."""
-        return f"http://127.0.0.1:{self.ports[2]}"
+        return f"http://{self.address}:{self.ports[2]}"
 
     @property
     def environment(self) -> dict[str, str]:
@@ -77,13 +78,14 @@ class SeaweedFS:
                 socket_file.unlink(missing_ok=True)
 
 
-def start_seaweedfs(folder: Path, memory: str = "256MiB") -> SeaweedFS:
+def start_seaweedfs(folder: Path, memory: str = "256MiB", address: str = "127.0.0.1") -> SeaweedFS:
     """Starts a server that keeps its data and its log in `folder`; returns once it serves.
 
     Args:
         folder: Empty.
         memory: What the server tries to stay within; without it, it keeps some 700 MB after one
             object of 100 MB.
+        address: Of this machine, where it is reached.
 
     Raises:
         RuntimeError: The server ended, or did not serve in time; with the end of its log.
@@ -92,8 +94,8 @@ def start_seaweedfs(folder: Path, memory: str = "256MiB") -> SeaweedFS:
     data.mkdir()
     ports = free_ports(len(_PORT_FLAGS))
     environment = {**_CREDENTIALS, "GOMEMLIMIT": memory}
-    process = start_process(_command(data, ports), log, environment)
-    server = SeaweedFS(process, ports)
+    process = start_process(_command(data, ports, address), log, environment)
+    server = SeaweedFS(process, ports, address)
     try:
         _wait_until_it_serves(server, log)
     except BaseException:
@@ -102,13 +104,13 @@ def start_seaweedfs(folder: Path, memory: str = "256MiB") -> SeaweedFS:
     return server
 
 
-def _command(data: Path, ports: list[int]) -> list[str]:
+def _command(data: Path, ports: list[int], address: str) -> list[str]:
     return [
         installed_script("weed"),
         "-logtostderr=true",  # or it also leaves log files in /tmp
         "server",
         f"-dir={data}",
-        "-ip=127.0.0.1",
+        f"-ip={address}",
         "-s3",
         *(f"-{flag}={port}" for flag, port in zip(_PORT_FLAGS, ports, strict=True)),
         "-s3.port.iceberg=0",

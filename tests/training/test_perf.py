@@ -16,6 +16,7 @@ from training.perf import (
     device_peak,
     forward_flops,
     measured_peak,
+    memory_of,
     meta_copy,
     peak_of,
     utilisation,
@@ -103,6 +104,23 @@ def test_peaks_are_those_of_the_data_sheets(name: str, precision: Precision, ter
 @pytest.mark.parametrize("name", ["NVIDIA RTX A1000 Laptop GPU", "NVIDIA L400", "some other"])
 def test_a_name_that_only_looks_like_a_known_one_is_unknown(name: str) -> None:
     assert peak_of(name, Precision.bf16) is None
+    assert memory_of(name) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "gigabytes"),
+    [
+        ("NVIDIA H100 80GB HBM3", 80),
+        ("NVIDIA A100-SXM4-40GB", 40),
+        ("A100-80GB", 80),
+        ("A100 80 GB", 80),
+        ("NVIDIA H200", 141),
+        ("NVIDIA H100 NVL", 94),
+        ("NVIDIA L4", 24),
+    ],
+)
+def test_memory_is_what_the_name_says_or_the_data_sheet(name: str, gigabytes: int) -> None:
+    assert memory_of(name) == gigabytes * 10**9
 
 
 def test_a_cpu_is_measured_in_under_a_second() -> None:

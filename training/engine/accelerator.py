@@ -105,12 +105,32 @@ def _single_rank_environment() -> None:
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
 
 
+def largest_whole(parameters: int) -> int:
+    """Elements of the largest parameter that stays whole on every rank under ZeRO-3.
+
+    Args:
+        parameters: Size of the model.
+    """
+    return min(100_000, parameters // 1000)
+
+
+def bucket_size(parameters: int) -> int:
+    """Elements of the buffer in which DeepSpeed exchanges gradients.
+
+    It allocates a whole one, 2 GB by default, however small the model is, and wants it even.
+
+    Args:
+        parameters: Size of the model.
+    """
+    return min(-(-parameters // 1024) * 1024, LARGEST_BUCKET)
+
+
 def _stage3_config(parameters: int) -> dict[str, Any]:
     """How many weights a rank may hold beyond its share."""
     return {
         # Small parameters stay whole on every rank, for a message each would cost more time than
         # they take memory. DeepSpeed's own limit is 100,000, which is all of a small model.
-        "stage3_param_persistence_threshold": min(100_000, parameters // 1000),
+        "stage3_param_persistence_threshold": largest_whole(parameters),
     }
 
 
@@ -126,10 +146,7 @@ def _offload_config(config: EngineConfig) -> dict[str, Any]:
 def _deepspeed_config(
     config: EngineConfig, clip_norm: float, micro: int, accumulation: int, parameters: int
 ) -> dict[str, Any]:
-    # DeepSpeed allocates a whole bucket, 2 GB by default, however small the model is; it wants an
-    # even number of elements.
-    stage = ZERO_STAGES[config.kind]
-    bucket = min(-(-parameters // 1024) * 1024, LARGEST_BUCKET)
+    stage, bucket = ZERO_STAGES[config.kind], bucket_size(parameters)
     return {
         "train_micro_batch_size_per_gpu": micro,
         "gradient_accumulation_steps": accumulation,

@@ -89,11 +89,11 @@ class Checkpoint:
 
     def weights(self) -> dict[str, Tensor]:
         """Whole weights, on the CPU, by the names of the parameters."""
-        return self._whole(MODEL)
+        return self.whole(MODEL)
 
     def averages(self) -> dict[str, Tensor]:
         """Whole averages, likewise."""
-        return self._whole(EMA)
+        return self.whole(EMA)
 
     def runs(self, kind: str) -> Runs:
         """What all ranks' files of a kind hold."""
@@ -107,7 +107,8 @@ class Checkpoint:
                     runs.append((place.start, tensor))
         return found
 
-    def _whole(self, kind: str) -> dict[str, Tensor]:
+    def whole(self, kind: str) -> dict[str, Tensor]:
+        """Whole tensors of a kind of file, one for each parameter."""
         runs = self.runs(kind)
         return {
             name: _cut(runs[name, VALUES], 0, math.prod(shape)).reshape(shape)
@@ -148,21 +149,26 @@ def latest_checkpoint(out: Prefix) -> Checkpoint | None:
     for step in reversed(steps):
         folder = out / f"{FOLDER}/{step}"
         try:
-            commit = read_commit(out, step)
-            shapes, val_loss = commit["shapes"], commit["val_loss"]
-            for name, record in commit["files"].items():
+            checkpoint = read_checkpoint(out, step)
+            for name, record in checkpoint.files.items():
                 _checked(folder, name, record["sha256"])
-            progress = _parse_progress(commit)
         except (BrokenCheckpoint, FileNotFoundError, ValueError, KeyError) as error:
             say(f"checkpoint {step} is broken ({error}); falling back to the one before it")
             continue
-        return Checkpoint(folder, commit["files"], shapes, progress, val_loss)
+        return checkpoint
     if steps:
         raise RunError(
             f"{out.url}: none of its {len(steps)} checkpoints is whole; "
             "restore one, or remove them to start again"
         )
     return None
+
+
+def read_checkpoint(out: Prefix, step: str) -> Checkpoint:
+    """A committed checkpoint as its record has it; its files are checked when they are read."""
+    commit = read_commit(out, step)
+    folder, progress = out / f"{FOLDER}/{step}", _parse_progress(commit)
+    return Checkpoint(folder, commit["files"], commit["shapes"], progress, commit["val_loss"])
 
 
 def read_commit(out: Prefix, step: str) -> dict[str, Any]:

@@ -4,7 +4,7 @@ A piece is a run of a flattened tensor with its `Fragment`. Over all ranks every
 and nothing is gathered: a rank gives what it keeps, and of what all ranks hold its part.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from torch import Tensor
 
@@ -18,20 +18,30 @@ VALUES = "values"  # the state of weights and averages, as optimizers have `exp_
 Piece = tuple[Fragment, Tensor]
 
 
-def pieces_of(engine: Engine, ema: Sequence[Tensor]) -> dict[str, list[Piece]]:
-    """This rank's pieces by the kind of file that they go into.
+def pieces_of(engine: Engine, averages: Mapping[str, Sequence[Tensor]]) -> dict[str, list[Piece]]:
+    """This rank's pieces of a run's whole state, by the kind of file that they go into.
 
     Args:
         engine: The engine.
-        ema: What this rank keeps of the averages, as `kept_weights` has it.
+        averages: By their kinds, what this rank keeps of them, as `kept_weights` has it.
 
     Returns:
         Views of what training uses, of any memory layout; their logical order is what counts.
     """
     return {
         MODEL: list(_pieces(engine, _weights(engine), engine.weights_in_shares)),
-        EMA: list(_pieces(engine, ema, bool(engine.zero_stage))),
+        **average_pieces(engine, averages),
         OPTIMIZER: list(collect_fragments(engine)),
+    }
+
+
+def average_pieces(
+    engine: Engine, averages: Mapping[str, Sequence[Tensor]]
+) -> dict[str, list[Piece]]:
+    """This rank's pieces of averages alone; arguments and result as of `pieces_of`."""
+    return {
+        kind: list(_pieces(engine, kept, bool(engine.zero_stage)))
+        for kind, kept in averages.items()
     }
 
 

@@ -23,6 +23,9 @@ class Keep:
     best: int = 0
 
 
+ALL = Keep(last=1, every_samples=1)
+
+
 def kept_steps(seen: Mapping[str, int], losses: Mapping[str, float | None], keep: Keep) -> set[str]:
     """Names of the checkpoints that are kept.
 

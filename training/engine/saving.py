@@ -10,18 +10,16 @@ import json
 import secrets
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
-
-from torch import Tensor
 
 from conf.errors import RunError
 from data.manifest import sha256
 from data.retry import wanted_until
 from data.storage import Prefix
 from training.engine.checkpoint import COMMIT, FOLDER, Progress, file_name
-from training.engine.pieces import pieces_of
+from training.engine.pieces import Piece
 from training.engine.retention import Keep, remove_others
 from training.engine.shares import whole_shapes
 from training.engine.staging import StagedFile, stage
@@ -76,6 +74,8 @@ class Saver:
 
     Attributes:
         val_loss: Of the last validation, for the records; None before the first.
+        on_wait: Called again and again while training waits for what is being written: this is no
+            hang, for what writes has time limits of its own.
         stalled: Seconds that training stood still for saving.
         seconds: What the last checkpoint took from its copy to its commit, as this rank saw it.
     """
@@ -84,6 +84,7 @@ class Saver:
         self, out: Prefix, engine: Engine, keep: Keep, val_loss: float | None = None
     ) -> None:
         self.val_loss = val_loss
+        self.on_wait: Callable[[], None] = _nothing
         self.stalled = self.seconds = 0.0
         self._out, self._engine, self._keep = out, engine, keep
         self._files: dict[str, StagedFile] = {}
@@ -99,14 +100,14 @@ class Saver:
 
     def save(
         self,
-        ema: Sequence[Tensor],
+        pieces: Mapping[str, Sequence[Piece]],
         progress: Progress,
         before_commit: Callable[[], None] = _nothing,
     ) -> None:
         """Copy the run's state, and have it written from now on. Collective.
 
         Args:
-            ema: What this rank keeps of the averages, as `kept_weights` has it.
+            pieces: This rank's, by kind, as `pieces_of` has them.
             progress: Where the run is.
             before_commit: Called on rank 0, in its thread, when all files are safe.
 
@@ -116,7 +117,7 @@ class Saver:
         self.finish()
         began = time.perf_counter()
         token = self._engine.gather(secrets.token_hex(8))[0]
-        stage(self._files, pieces_of(self._engine, ema))
+        stage(self._files, pieces)
         shapes = whole_shapes(self._engine)
         commit = {**asdict(progress), "val_loss": self.val_loss, "shapes": shapes}
         attempt = _Attempt(f"{progress.updates:08d}", token, commit, before_commit)
@@ -143,6 +144,7 @@ class Saver:
                 raise RunError(self._refusal(failed))
             if all(done for done, _ in told):
                 break
+            self.on_wait()
             self._thread.join(POLL_SECONDS[0])
         self._thread = None
         self.stalled += time.perf_counter() - began

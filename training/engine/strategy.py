@@ -119,6 +119,10 @@ class Engine:
             dist.all_reduce(values)
         return values
 
+    def total(self, value: float) -> float:
+        """The sum of a number over the ranks."""
+        return float(self.sum(torch.tensor(float(value), dtype=torch.float64, device=self.device)))
+
     def any(self, flag: bool) -> bool:
         """Whether any rank says so."""
         return bool(self.sum(torch.tensor(float(flag), device=self.device)) > 0)

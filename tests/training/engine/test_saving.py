@@ -19,6 +19,7 @@ from tests.helpers.processes import kill_process, start_process
 from tests.helpers.small_engine import average, small_engine, step
 from training.engine.checkpoint import Progress, latest_checkpoint, require_checkpoint
 from training.engine.fragments import Fragment
+from training.engine.pieces import EMA, pieces_of
 from training.engine.retention import Keep
 from training.engine.saving import Saver
 from training.engine.staging import StagedFile
@@ -66,7 +67,7 @@ def test_what_training_does_while_it_is_written_does_not_change_it(
 ) -> None:
     wanted = {name: value.clone() for name, value in engine.module.state_dict().items()}
     store = SlowStore(monkeypatch)
-    saver.save(average(engine), Progress(4, 1))
+    saver.save(pieces_of(engine, {EMA: average(engine)}), Progress(4, 1))
     assert store.begun.wait(20)
     step(engine)
     assert not torch.equal(engine.module.state_dict()["0.weight"], wanted["0.weight"])
@@ -80,9 +81,18 @@ def test_one_is_committed_before_the_next_begins(
     engine: Engine, saver: Saver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = SlowStore(monkeypatch)
-    saver.save(average(engine), Progress(4, 1))
-    threading.Timer(0.2, store.go_on.set).start()
-    saver.save(average(engine), Progress(8, 2))
+    saver.save(pieces_of(engine, {EMA: average(engine)}), Progress(4, 1))
+    waits = 0
+
+    def go_on_after_three() -> None:
+        nonlocal waits
+        waits += 1
+        if waits == 3:
+            store.go_on.set()
+
+    saver.on_wait = go_on_after_three
+    saver.save(pieces_of(engine, {EMA: average(engine)}), Progress(8, 2))
+    assert waits >= 3
     first = "00000001/commit.json"
     assert first in store.written
     saver.finish()
@@ -96,7 +106,9 @@ def test_what_is_written_before_the_commit(
 ) -> None:
     there: list[list[str]] = []
     saver.save(
-        average(engine), Progress(4, 1), lambda: there.append(out.names("checkpoints/00000001"))
+        pieces_of(engine, {EMA: average(engine)}),
+        Progress(4, 1),
+        lambda: there.append(out.names("checkpoints/00000001")),
     )
     saver.finish()
     names = ["ema-00000.safetensors", "model-00000.safetensors", "optimizer-00000.safetensors"]
@@ -108,7 +120,7 @@ def test_what_is_written_before_the_commit(
 def test_a_store_that_fails_ends_the_run_and_commits_nothing(
     engine: Engine, out: Prefix, saver: Saver, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    saver.save(average(engine), Progress(4, 1))
+    saver.save(pieces_of(engine, {EMA: average(engine)}), Progress(4, 1))
     saver.finish()
     write = Prefix.write
 
@@ -118,7 +130,7 @@ def test_a_store_that_fails_ends_the_run_and_commits_nothing(
         write(self, file, content)
 
     monkeypatch.setattr(Prefix, "write", failing)
-    saver.save(average(engine), Progress(8, 2))
+    saver.save(pieces_of(engine, {EMA: average(engine)}), Progress(8, 2))
     while not saver.failed:
         pass
     with pytest.raises(RunError, match=r"by rank 0 \(the disk is on fire\); the one before it"):
@@ -136,9 +148,9 @@ def test_a_failure_is_told_by_the_next_save_at_the_latest(
         raise OSError("gone")
 
     monkeypatch.setattr(Prefix, "write", failing)
-    saver.save(average(engine), Progress(4, 1))
+    saver.save(pieces_of(engine, {EMA: average(engine)}), Progress(4, 1))
     with pytest.raises(RunError, match="gone"):
-        saver.save(average(engine), Progress(8, 2))
+        saver.save(pieces_of(engine, {EMA: average(engine)}), Progress(8, 2))
 
 
 def test_what_an_attempt_left_behind_is_not_taken_and_goes(
@@ -147,7 +159,7 @@ def test_what_an_attempt_left_behind_is_not_taken_and_goes(
     folder = out / "checkpoints/00000001"
     for name in ("model-00007.safetensors", "record-0123-00001.json", ".model.partial"):
         folder.write(name, b"of before")
-    saver.save(average(engine), Progress(4, 1))
+    saver.save(pieces_of(engine, {EMA: average(engine)}), Progress(4, 1))
     saver.finish()
     assert "of before" not in str([folder.read(name) for name in folder.names()])
     assert len(folder.names()) == 4

@@ -1,0 +1,82 @@
+"""Trains any model: takes the run up where it was, builds the engine, and runs the loop."""
+
+import contextlib
+
+from conf.compose import config_dict
+from conf.errors import RunError
+from conf.rules import micro_batch
+from data.say import say
+from data.storage import open_prefix
+from training.averages import Averages
+from training.engine.build import build_engine
+from training.engine.checkpoint import first_progress, latest_checkpoint, restore_optimizer
+from training.engine.retention import ALL, Keep
+from training.engine.saving import Saver
+from training.engine.world import current_world
+from training.loop import Loop
+from training.perf import Use, device_peak, meta_copy
+from training.rebuild import SNAPSHOTS
+from training.run import TrainingConfigs, claim_run
+from training.task import Task
+from training.track import Tracker
+
+# Weights, average and two moments, in float32; and each further average.
+BYTES_PER_PARAMETER, BYTES_PER_AVERAGE = 16, 4
+
+
+def train(config: TrainingConfigs, task: Task) -> None:
+    """Train from the last checkpoint, or from the start, to `train.samples`.
+
+    Raises:
+        UserError: `out` holds another run, or cannot be written.
+        RunError: The loss is no longer finite.
+        Preempted: Told to stop; a checkpoint is saved.
+    """
+    out = open_prefix(config.out, "out")
+    world = current_world()
+    micro = micro_batch(config.batch_size, config.micro_batch_size, world.size)
+    parameters = sum(parameter.numel() for parameter in task.model.parameters())
+    # A new checkpoint is written before the oldest one goes.
+    kept = config.checkpoint.keep_last + config.checkpoint.keep_best
+    each = BYTES_PER_PARAMETER + BYTES_PER_AVERAGE * len(config.train.ema_lengths)
+    out.require_writable(parameters * each * (kept + 1))
+    claim_run(out, config, task.command, task.data, task.identity, task.free, task.files)
+    checkpoint = latest_checkpoint(out)
+    start = checkpoint.progress if checkpoint else first_progress(config.engine.precision)
+    if start.samples_seen >= config.train.samples:
+        if world.main:
+            say(
+                f"{task.command}: {out.url} is finished ({start.samples_seen:,} samples), "
+                "nothing to do"
+            )
+        return
+    if checkpoint:
+        task.model.load_state_dict(checkpoint.weights())
+    shapes = meta_copy(task.model)  # before an engine changes what the model does
+    steps = config.batch_size // (micro * world.size)
+    engine = build_engine(config.engine, config.optimizer, task.model, micro, steps)
+    if len(set(engine.gather(start))) > 1:
+        raise RunError(f"{out.url}: the ranks do not see the same checkpoints; run again")
+    peak = device_peak(engine.device, config.engine.precision)
+    if world.main:
+        origin = f"from {start.samples_seen:,} samples" if checkpoint else "from the start"
+        stage = f"{config.engine.kind.value} on {world.size} ranks of {engine.device}"
+        say(f"{task.command}: {parameters / 1e6:.1f}M parameters, {stage}, {origin}; peak {peak}")
+    with contextlib.ExitStack() as closing:
+        closing.callback(engine.close)
+        tracker = Tracker(out, config.tracking, config_dict(config), start.samples_seen, world.main)
+        closing.callback(tracker.close)
+        if checkpoint:
+            restore_optimizer(engine, checkpoint)
+        averages = Averages(engine, config.train, checkpoint)
+        use = Use(task.losses, shapes, engine.total(peak.flops))
+        saver = Saver(out, engine, _keep(config), checkpoint.val_loss if checkpoint else None)
+        closing.callback(saver.close)
+        snapshots = Saver(out / SNAPSHOTS, engine, ALL)
+        closing.callback(snapshots.close)
+        Loop(config, task, engine, out, tracker, start, averages, use, saver, snapshots).run()
+
+
+def _keep(config: TrainingConfigs) -> Keep:
+    told = config.checkpoint
+    return Keep(told.keep_last, told.keep_every_samples, told.keep_best)
