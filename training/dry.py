@@ -204,7 +204,7 @@ def _memory(engine: Engine, parameters: int) -> Memory | None:
 
     The memory of the trial counts as taken: allocators keep it for the steps to come.
     """
-    to_come = 0 if engine.zero_stage or engine.adamw.state else MOMENTS * parameters
+    to_come = 0 if engine.zero_stage or engine.optimizer.state else MOMENTS * parameters
     if engine.device.type == "cuda":
         free, total = torch.cuda.mem_get_info(engine.device)
         return Memory(free - to_come, total)
