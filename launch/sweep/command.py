@@ -122,7 +122,7 @@ class Worker:
 
     def _fill(self) -> None:
         while len(self.running) < self.plan.config.sweep.parallel:
-            held = self.table.take(set(self.running))
+            held = self.table.take()
             if held is None:
                 return
             self._start(held)

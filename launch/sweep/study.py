@@ -61,18 +61,15 @@ class Table:
         with self._turn():
             self.study = _open_study(plan, out, local)
 
-    def take(self, mine: set[int]) -> Held | None:
-        """A trial that nobody works on: one that was left, or a new one.
-
-        Args:
-            mine: Numbers of those that this worker has already.
+    def take(self) -> Held | None:
+        """A trial that nobody works on, this worker neither: one that was left, or a new one.
 
         Returns:
             It, or None if there is none left.
         """
         with self._turn():
             for left in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-                lock = None if left.number in mine else self._lock(left.number)
+                lock = self._lock(left.number)
                 if lock is None:
                     continue
                 if not self._has_ended(left.number):  # since the list was made

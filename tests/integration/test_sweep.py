@@ -10,8 +10,10 @@ import psutil
 import pytest
 
 from conf.compose import compose_config
+from conf.errors import UserError
 from data.storage import open_prefix
 from launch.report import report
+from launch.sweep.command import sweep
 from launch.sweep.record import Outcome, Trial, ranked, read_trials
 from tests.helpers.commands import ldm, running_ldm, wait_for_end, wait_until
 from tests.helpers.latents import SMALL_UNET, write_latents
@@ -26,6 +28,7 @@ SETTINGS = (
     "optimizer.warmup_samples=1",
     "engine.precision=fp32",
     "guards.dry_batch=false",
+    "validation.samples=8",
     f"validation.every_samples={EVERY}",
     f"checkpoint.every_samples={EVERY}",
 )
@@ -33,10 +36,9 @@ SETTINGS = (
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Latents to train on, the same with a sample that is not finite, and others held out."""
+    """Latents to train on, and others held out."""
     root = tmp_path_factory.mktemp("data")
     write_latents(root / "latents")
-    write_latents(root / "broken", nan_in="0-003")
     write_latents(root / "held_out", (16,), seed=1)
     return root
 
@@ -89,11 +91,10 @@ def test_two_workers_make_a_grid_of_four_once_and_it_can_be_reported(
         assert one.loss == [line["val_loss"] for line in lines if "val_loss" in line][-1]
     best = ranked(trials)[0]
     assert best.values["optimizer.lr"] == "0.001"
-    again = ldm(tmp_path / "again", *command)  # there is nothing left to do
-    assert again.code == 0, again.output
+    sweep(command[2:])  # there is nothing left to do
     assert [starts(out, one.number) for one in trials] == [1] * 4
-    refused = ldm(tmp_path / "other", *sweep_command(data, out, *told, "train.samples=88"))
-    assert refused.code == 2 and "train.samples is 80" in refused.output
+    with pytest.raises(UserError, match=r"there batch_size is 8, asked for was 16"):
+        sweep(sweep_command(data, out, *told, "batch_size=16")[2:])
 
     report(compose_config("report", [f"run={out}", "tracking.kind=off"]))
     page = (out / "report.html").read_text()
@@ -108,18 +109,20 @@ def test_a_killed_trial_goes_on_and_a_stopped_sweep_repeats_nothing(
     data: Path, tmp_path: Path
 ) -> None:
     out, log = tmp_path / "sweep", tmp_path / "log"
-    command = sweep_command(data, out, "optimizer.lr=1e-3,3e-4", "train.samples=8_000")
+    command = sweep_command(data, out, "optimizer.lr=choice(1e-3)", "train.samples=400")
 
-    def checkpoints(number: int) -> list[int]:
-        return sorted(int(one.parent.name) for one in out.glob(f"{number:03d}/**/commit.json"))
+    def saved() -> int:
+        """Samples seen at the last checkpoint, whose folder's name counts updates."""
+        commits = out.glob("000/checkpoints/*/commit.json")
+        return max((8 * int(one.parent.name) for one in commits), default=0)
 
-    with running_ldm(log, *command, "checkpoint.keep_last=100") as process:
-        wait_until(lambda: bool(checkpoints(0)), process, log)
+    with running_ldm(log, *command) as process:
+        wait_until(lambda: saved() > 0, process, log)
         for trial in psutil.Process(process.pid).children():
             trial.kill()
         wait_until(lambda: starts(out, 0) == 2, process, log)
-        seen = max(checkpoints(0))
-        wait_until(lambda: max(checkpoints(0)) > seen, process, log)
+        before = saved()
+        wait_until(lambda: saved() > before, process, log)
         os.kill(process.pid, signal.SIGTERM)
         ended = wait_for_end(process, log)
     assert ended.code == 75, ended.output
@@ -127,43 +130,33 @@ def test_a_killed_trial_goes_on_and_a_stopped_sweep_repeats_nothing(
     assert "the same command goes on from there" in ended.output
     assert "Traceback" not in ended.output
     assert trials_of(out) == []
-    saved = max(checkpoints(0))
     assert "checkpoint saved" in (out / "trials/000.log").read_text()
+    stopped = saved()
+    assert stopped < 480
 
-    ended = ldm(tmp_path / "again", *command, "sweep.parallel=2")
+    ended = ldm(tmp_path / "again", *command)
     assert ended.code == 0, ended.output
-    first, second = trials_of(out)
-    assert (first.outcome, second.outcome) == (Outcome.complete, Outcome.complete)
-    assert (first.failures, second.failures) == (["signal 9"], [])
-    assert (starts(out, 0), starts(out, 1)) == (3, 1)
-    assert f"from {saved:,} samples" in (out / "trials/000.log").read_text()
+    (trial,) = trials_of(out)
+    assert (trial.outcome, trial.failures) == (Outcome.complete, ["signal 9"])
+    assert starts(out, 0) == 3
+    assert f"from {stopped:,} samples" in (out / "trials/000.log").read_text()
 
 
-def test_a_bad_trial_is_pruned(data: Path, tmp_path: Path) -> None:
+def test_trials_that_do_badly_are_recorded_and_end_nothing(data: Path, tmp_path: Path) -> None:
+    """One that learns, one that does not, one that diverges, one that is refused."""
     out = tmp_path / "sweep"
-    told = ("optimizer.lr=1e-3,1e-9", "train.samples=8_000", "sweep.pruner=median")
-    ended = ldm(tmp_path / "log", *sweep_command(data, out, *told, "sweep.startup_trials=1"))
-    assert ended.code == 0, ended.output
-    good, bad = trials_of(out)
-    assert (good.outcome, bad.outcome) == (Outcome.complete, Outcome.pruned)
-    lines = read_metrics(open_prefix(str(out / "001"), "out"))
-    assert lines[-1]["samples_seen"] < 8_000
-    assert "best: trial 000" in ended.output
-
-
-def test_what_diverges_or_cannot_be_is_recorded_and_ends_nothing(
-    data: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "sweep"
-    told = (f"data.url={data}/broken,{data}/latents", "batch_size=8,9", "micro_batch_size=8")
-    command = sweep_command(data, out, *told, "train.samples=40", "sweep.parallel=2")
-    ended = ldm(tmp_path / "log", *command)
+    told = ("optimizer.lr=1e-3,1e-9,1e30,-1", "train.samples=400")
+    pruning = ("sweep.pruner=median", "sweep.startup_trials=1")
+    ended = ldm(tmp_path / "log", *sweep_command(data, out, *told, *pruning))
     assert ended.code == 0, ended.output
     trials = trials_of(out)
     outcomes = [one.outcome for one in trials]
-    assert outcomes == [Outcome.diverged, Outcome.refused, Outcome.complete, Outcome.refused]
-    assert "the loss is nan" in trials[0].failures[-1]
-    assert "batch_size=9" in trials[1].failures[-1]
-    assert starts(out, 0) == 1
-    kept = json.loads((out / "trials/000.json").read_text())
+    assert outcomes == [Outcome.complete, Outcome.pruned, Outcome.diverged, Outcome.refused]
+    lines = read_metrics(open_prefix(str(out / "001"), "out"))
+    assert lines[-1]["samples_seen"] < 400
+    assert [starts(out, number) for number in range(3)] == [1, 1, 1]
+    assert "the loss is nan" in trials[2].failures[-1]
+    assert "optimizer.lr=-1" in trials[3].failures[-1]
+    kept = json.loads((out / "trials/002.json").read_text())
     assert kept["outcome"] == "diverged" and kept["loss"] is None
+    assert "best: trial 000" in ended.output

@@ -34,8 +34,7 @@ def test_what_may_change_while_a_sweep_goes_on_is_no_part_of_it() -> None:
     free = ["sweep.parallel=2", "tracking.kind=off", "sweep.storage=sqlite:///b", "sweep.retries=3"]
     this = identity(read_plan(told))
     assert this == identity(read_plan([*told, *free]))
-    for other in ("sweep.seed=1", "validation.seed=1", "batch_size=8"):
-        assert this != identity(read_plan([*told, other]))
+    assert this != identity(read_plan([*told, "validation.seed=1"]))
     assert this != identity(read_plan([*BASE, "optimizer.lr=1e-4,4e-4"]))
 
 

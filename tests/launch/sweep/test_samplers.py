@@ -1,5 +1,6 @@
 import math
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import optuna
@@ -16,6 +17,7 @@ LR = "optimizer.lr=tag(log,interval(1e-5,1e-3))"
 DECAY = "optimizer.weight_decay=interval(0,1)"
 
 
+@cache
 def plan_of(*told: str) -> SweepPlan:
     return read_plan([*BASE, *told])
 

@@ -1,5 +1,6 @@
 """Who takes which trial. Two tables in one process are as two workers: their locks are apart."""
 
+from functools import cache
 from pathlib import Path
 
 import optuna
@@ -16,6 +17,7 @@ from launch.sweep.study import Table, build_pruner
 BASE = ("data.url=a", "validation.url=v", "out=/sweeps/x", "train.samples=100")
 
 
+@cache
 def plan_of(*told: str) -> SweepPlan:
     return read_plan([*BASE, *told])
 
@@ -27,33 +29,22 @@ def table_at(folder: Path, plan: SweepPlan) -> Table:
 def test_workers_share_trials_and_take_up_what_was_left(tmp_path: Path) -> None:
     plan = plan_of("optimizer.lr=1e-4,3e-4,5e-4")
     first, second = table_at(tmp_path, plan), table_at(tmp_path, plan)
-    one, two = first.take(set()), second.take(set())
+    one, two = first.take(), second.take()
     assert one and two
     assert {one.trial.number, two.trial.number} == {0, 1}
     one.lock.close()  # as when its worker is killed
-    left = second.take({two.trial.number})
+    left = second.take()
     assert left and left.trial.number == one.trial.number
     assert left.trial.params == one.trial.params
-    last = first.take(set())
+    last = first.take()
     assert last and last.trial.number == 2
-    assert first.take(set()) is None and second.take(set()) is None
+    assert first.take() is None and second.take() is None
     for held in (left, two, last):
         held.trial.study.tell(held.trial, 1.0)
         held.lock.close()
-    assert first.take(set()) is None
+    assert first.take() is None
     taken = [held.trial.params["optimizer.lr"] for held in (left, two, last)]
     assert taken == ["0.0001", "0.0003", "0.0005"]
-
-
-def test_a_worker_does_not_take_its_own_trial_again(tmp_path: Path) -> None:
-    table = table_at(tmp_path, plan_of("optimizer.lr=1e-4,3e-4"))
-    held = table.take(set())
-    assert held
-    assert [trial.number for trial in table.study.get_trials()] == [0]
-    other = table.take({0})
-    assert other and other.trial.number == 1
-    for one in (held, other):
-        one.lock.close()
 
 
 def test_a_database_that_cannot_be_opened_is_named_without_its_password(tmp_path: Path) -> None:
