@@ -109,7 +109,7 @@ def test_a_killed_trial_goes_on_and_a_stopped_sweep_repeats_nothing(
     data: Path, tmp_path: Path
 ) -> None:
     out, log = tmp_path / "sweep", tmp_path / "log"
-    command = sweep_command(data, out, "optimizer.lr=choice(1e-3)", "train.samples=400")
+    command = sweep_command(data, out, "optimizer.lr=choice(1e-3)", "train.samples=480")
 
     def saved() -> int:
         """Samples seen at the last checkpoint, whose folder's name counts updates."""
