@@ -25,6 +25,7 @@ from training.engine.saving import Saver
 from training.engine.shares import whole, without_gathering
 from training.engine.strategy import Engine
 from training.guards import Guards
+from training.names import VAL_LOSS
 from training.optim import learning_rate
 from training.perf import Interval, Use
 from training.random import step_seed
@@ -32,7 +33,6 @@ from training.run import TrainingConfigs
 from training.stop import Deadline, stop_flag
 from training.task import Task
 from training.track import Tracker
-from training.watch import VAL_LOSS
 
 
 class Loop:

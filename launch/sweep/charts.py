@@ -12,7 +12,7 @@ from conf.space import Choices, Dimension
 from launch.sweep.importance import value_of
 from launch.sweep.record import Outcome, Trial, folder_of, ranked
 from launch.sweep.samplers import share_of
-from training.watch import VAL_LOSS
+from training.names import VAL_LOSS
 
 BLUE, GREY = "#2b6cb0", "#aaaaaa"
 NAMED = 8  # curves that the legend names

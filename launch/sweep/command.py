@@ -26,9 +26,9 @@ from launch.sweep.record import (
     write_trial,
 )
 from launch.sweep.study import Held, Table
+from training.names import VAL_LOSS
 from training.stop import stop_flag
 from training.track import METRICS, read_metrics
-from training.watch import VAL_LOSS
 
 POLL_SECONDS = 0.1
 FAILURES = "failures"

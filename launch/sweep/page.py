@@ -15,8 +15,8 @@ from launch.sweep.charts import Curves, curves_chart, importance_chart, parallel
 from launch.sweep.importance import FEWEST, importances
 from launch.sweep.plan import swept_in
 from launch.sweep.record import Outcome, Trial, best_command, folder_of, ranked, read_trials
+from training.names import VAL_LOSS
 from training.track import read_metrics, start_wandb, wandb_image
-from training.watch import VAL_LOSS
 
 FILE, PICTURE = "report.html", "report.png"
 

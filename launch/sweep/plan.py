@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from conf.compose import compose_config, compose_typed, config_dict
+from conf.compose import compose_typed, config_dict
 from conf.enums import SweepSampler
 from conf.errors import UserError
+from conf.rules import check
 from conf.schema import SweepTrainCommand
 from conf.space import Choices, Dimension, Interval, override, parse_space, quoted
 from data.claim import claimed
@@ -74,23 +75,25 @@ def read_plan(overrides: list[str]) -> SweepPlan:
     for name in (dim.name for dim in swept if _is_own(dim.name) or dim.name in OWN):
         raise UserError(name, "is of the sweep as a whole", f"give one value: {name}=...")
     told = compose_typed(SWEEP, [*fixed, *_first(swept)])
-    swept += _more(told.sweep.space, {_name(text) for text in overrides})
+    if told.sweep.space:
+        swept += _more(told.sweep.space, {_name(text) for text in overrides})
+        told = compose_typed(SWEEP, [*fixed, *_first(swept)])
     if not swept:
         remedy = "list values, as optimizer.lr=1e-4,3e-4, or choose a space, as sweep=lr_batch"
         raise UserError("-m", "has nothing to vary", remedy)
-    config = compose_config(SWEEP, [*fixed, *_first(swept)])
-    _check(config, swept)
+    check(told)
+    _check(told, swept)
     for changed, value in _alternatives(swept):
         others = [dim for dim in swept if dim.name != changed]
         other = compose_typed(SWEEP, [*fixed, *_first(others), f"{changed}={value}"])
-        if measured(other) != measured(config):
+        if measured(other) != measured(told):
             raise UserError(
                 f"{changed}={value}",
                 "changes what the validation loss measures, by which trials are compared",
                 "make a sweep of its own for each value",
             )
     shared = [text for text in fixed if not _is_own(_name(text)) and _name(text) not in OWN]
-    return SweepPlan(config, tuple(shared), tuple(swept))
+    return SweepPlan(told, tuple(shared), tuple(swept))
 
 
 def identity(plan: SweepPlan) -> dict[str, Any]:
