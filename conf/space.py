@@ -1,5 +1,6 @@
 """What a sweep varies, in Hydra's override grammar: a choice, a range, a glob or an interval."""
 
+import re
 from dataclasses import dataclass
 
 from hydra import initialize_config_module
@@ -15,6 +16,8 @@ from hydra.core.override_parser.types import (
 from hydra.errors import HydraException
 
 from conf.errors import UserError
+
+PLAIN_PATH = re.compile(r"[\w.-]*/[\w./-]+", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +78,8 @@ def parse_space(overrides: list[str]) -> tuple[list[str], list[Dimension]]:
 
 
 def override(name: str, value: str) -> str:
-    """`NAME=VALUE` of a text that may hold anything."""
-    return f"{name}={quoted(value)}"
+    """`NAME=VALUE` of a text that may hold anything; a plain path goes without quotes."""
+    return f"{name}={value if PLAIN_PATH.fullmatch(value) else quoted(value)}"
 
 
 def quoted(text: str) -> str:

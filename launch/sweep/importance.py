@@ -28,6 +28,7 @@ def importances(trials: list[Trial], swept: list[Dimension]) -> dict[str, float]
     complete = [one for one in trials if one.outcome is Outcome.complete]
     if len(complete) < FEWEST:
         return {}
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study()
     space = distributions(swept)
     for one in complete:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import Any
 
+from conf.space import override
 from data.storage import Prefix
 
 FOLDER = "trials"
@@ -75,7 +76,7 @@ def best_command(trial: Trial, out: str) -> str:
     """The command line of a trial, for a run of its own to copy."""
     own = ("out", "tracking.group", "tracking.tags")
     kept = [text for text in trial.overrides if text.partition("=")[0] not in own]
-    return shlex.join(["ldm", "train", *kept, f"out={out}"])
+    return shlex.join(["ldm", "train", *kept, override("out", out)])
 
 
 def _trial(content: bytes) -> Trial:

@@ -1,5 +1,6 @@
 import pytest
 
+from conf.compose import compose_config
 from conf.errors import UserError
 from conf.space import Choices, Interval, override, parse_space
 
@@ -34,7 +35,8 @@ def test_what_leaves_nothing_to_choose_is_refused_in_one_line(text: str) -> None
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["a b", "it's", "x=1,2", "a\\", "[1,2]", "${b}"])
+@pytest.mark.parametrize("text", ["a b", "it's", "x=1,2", "a\\", "[1,2]", "/a/b", "a/b,c/d"])
 def test_any_text_is_one_value(text: str) -> None:
-    fixed, swept = parse_space([override("a", text)])
-    assert (len(fixed), swept) == (1, [])
+    fixed, swept = parse_space([override("run", text)])
+    assert swept == []
+    assert compose_config("report", fixed).run == text
