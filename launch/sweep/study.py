@@ -138,12 +138,14 @@ def _open_study(plan: SweepPlan, out: Prefix, local: Path) -> optuna.Study:
             study_name=_name(out),
             load_if_exists=True,
         )
-    except (SQLAlchemyError, StorageInternalError, ImportError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
+    except ImportError:
+        remedy = "for postgresql:// run pip install 'latent-foundry[postgres]'"
+        wrong = "needs a driver that is not installed"
+        raise UserError(f"sweep.storage={_shown(url)}", wrong, remedy) from None
+    except (SQLAlchemyError, StorageInternalError, ValueError) as error:
+        wrong = f"cannot be opened ({str(error).strip().splitlines()[0]})"
         remedy = "give sqlite:////FOLDER/study.db, or the URL of a database that is there"
-        raise UserError(
-            f"sweep.storage={_shown(url)}", f"cannot be opened ({first})", remedy
-        ) from None
+        raise UserError(f"sweep.storage={_shown(url)}", wrong, remedy) from None
 
 
 def _name(out: Prefix) -> str:

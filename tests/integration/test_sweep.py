@@ -19,7 +19,7 @@ from tests.helpers.commands import ldm, running_ldm, wait_for_end, wait_until
 from tests.helpers.latents import SMALL_UNET, write_latents
 from training.track import read_metrics
 
-EVERY = 40
+EVERY = 80
 SETTINGS = (
     *SMALL_UNET,
     "unet.dropout=0",
