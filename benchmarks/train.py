@@ -115,8 +115,11 @@ def checkpoint(folder: Path, repeats: int) -> str:
         ]
         for name, values in run["seconds"].items()
     ]
-    title = f"Seconds of a checkpoint of {run['bytes'] / 1e9:.2f} GB, one process of one thread"
-    return table(title, ["", "stands still", "times ours", "the first", "until it is there"], rows)
+    title = (
+        f"Seconds by which a checkpoint of {run['bytes'] / 1e9:.2f} GB delays training, whose step "
+        f"takes {run['step']:.2f} s; one process of one thread"
+    )
+    return table(title, ["", "delay", "times ours", "the first", "until it is there"], rows)
 
 
 def _program(

@@ -15,9 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from conf.enums import OnNonfinite
 from conf.errors import RunError
-from conf.training import GuardsConfig
 from data.corpus import Corpus
 from data.memory import Memory, host_memory
 from data.progress import peak_memory
@@ -54,16 +52,22 @@ class Tried:
 
 
 def dry_batch(
-    config: GuardsConfig, engine: Engine, losses: Losses, data: Corpus, batch: Any
+    engine: Engine,
+    losses: Losses,
+    data: Corpus,
+    batch: Any,
+    may_skip: bool,
+    free_memory_share: float,
 ) -> str:
     """Try a rank's first micro-batch, forward and backward, together with all other ranks.
 
     Args:
-        config: What to refuse.
         engine: The engine.
         losses: Per-sample values of a micro-batch.
         data: What the micro-batch was read from, for names of samples.
         batch: The micro-batch.
+        may_skip: Whether a batch that is not finite may be passed over.
+        free_memory_share: Of its memory that each rank has to have left.
 
     Returns:
         What was found, in a line.
@@ -81,11 +85,11 @@ def dry_batch(
         tried = engine.gather(_try(engine, losses, data, batch))
     if not tried or (engine.zero_stage >= 2 and any(one.out_of_memory for one in tried)):
         return "the first micro-batch is not tried: there is no room for whole gradients"
-    check_tried(tried, config.nonfinite is OnNonfinite.skip)
+    check_tried(tried, may_skip)
     # Measured when every rank holds what it takes; shares take less than what was held here.
     memory, peaks = engine.gather(_memory(engine, parameters)), engine.gather(_peak(engine))
     if engine.zero_stage < 2:
-        check_memory(memory, config.free_memory_share)
+        check_memory(memory, free_memory_share)
     if engine.device.type == "cuda":
         torch.cuda.empty_cache()
     left = min((one.share for one in memory if one), default=None)

@@ -98,8 +98,12 @@ class Guards:
         self._losses, self._out = losses, out
         self._spikes = Spikes(config.spike_deviations)
 
-    def before_steps(self, micro_batch: Any) -> float:
-        """Try this rank's first micro-batch, as the loader gives it, if that is wanted.
+    def before_steps(self, progress: Progress, micro_batch: Any) -> float:
+        """Try this rank's first micro-batch, if that is wanted.
+
+        Args:
+            progress: Before the first step.
+            micro_batch: As the loader gives it.
 
         Returns:
             The seconds that it took.
@@ -109,8 +113,16 @@ class Guards:
         """
         began = time.perf_counter()
         if self._config.dry_batch:
-            what = self._config, self._engine, self._losses, self._data
-            found = dry_batch(*what, micro_batch)
+            skips = self._config.nonfinite is OnNonfinite.skip
+            may_skip = skips or progress.loss_scale is not None  # which falls first, and may help
+            found = dry_batch(
+                self._engine,
+                self._losses,
+                self._data,
+                micro_batch,
+                may_skip,
+                self._config.free_memory_share,
+            )
             if self._engine.world.main:
                 say(found)
         return time.perf_counter() - began

@@ -2,13 +2,16 @@
 
     python -m benchmarks.trainers.checkpoint GIGABYTES REPEATS FOLDER
 
-Weights, averages and two moments in float32, one process. Each writes to the same disk, and no save
-begins before the files of the one before it are there. Ours is all that `Saver.save` does. The
-process keeps freed memory, as `ldm train` has it on CPUs: that spares async_save new pages too.
+Weights, averages and two moments in float32, one process. Told is by how much the save and the
+training step after it together take longer than a step alone: whatever a save does beside the step
+counts. Each writes to the same disk, and no save begins before the files of the one before it are
+there. The process keeps freed memory, as `ldm train` has it on CPUs: that spares async_save new
+pages too.
 """
 
 import json
 import shutil
+import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -32,7 +35,7 @@ from training.engine.retention import Keep
 from training.engine.saving import Saver
 from training.engine.strategy import Engine
 
-WIDTH = 2048
+WIDTH, BATCH = 2048, 128
 BYTES_PER_PARAMETER = 16
 
 # Called with a new folder; returns what waits until its files are there.
@@ -46,19 +49,31 @@ def main(gigabytes: float, repeats: int, folder: Path) -> None:
     network = nn.Sequential(*(nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(layers)))
     config = EngineConfig(precision=Precision.fp32)
     engine = build_engine(config, OptimizerConfig(), network, 1, accumulation_steps=1)
-    engine.update([torch.ones(1, WIDTH)], lambda x: {"loss": engine.model(x).mean(1)}, lr=1e-3)
+    batch = torch.randn(BATCH, WIDTH)
+
+    def step() -> float:
+        began = time.perf_counter()
+        engine.update([batch], lambda x: {"loss": engine.model(x).square().mean(1)}, lr=1e-6)
+        return time.perf_counter() - began
+
+    for _ in range(3):
+        step()
     ema = [parameter.detach().clone() for parameter in engine.module.parameters()]
     ours = Saver(open_prefix(str(folder / "ours"), "out"), engine, Keep(1))
     savers = {"Latent Foundry": _ours(ours, engine, ema), **_peers(_state(engine, ema))}
     seconds: dict[str, list[float]] = {name: [] for name in savers}
     whole: dict[str, list[float]] = {name: [] for name in savers}
+    steps: list[float] = []
     for number in range(repeats + 1):
         for name, save in savers.items():
             place = folder / f"{name}-{number}".replace(" ", "-")
             place.mkdir(parents=True)
+            alone = step()
             began = time.perf_counter()
             wait = save(place)
-            seconds[name].append(time.perf_counter() - began)
+            step()
+            seconds[name].append(time.perf_counter() - began - alone)
+            steps.append(alone)
             wait()
             whole[name].append(time.perf_counter() - began)
             shutil.rmtree(place)
@@ -68,7 +83,8 @@ def main(gigabytes: float, repeats: int, folder: Path) -> None:
     first = {name: values.pop(0) for name, values in seconds.items()}
     for values in whole.values():
         values.pop(0)
-    print(json.dumps({"bytes": bytes_saved, "first": first, "seconds": seconds, "whole": whole}))
+    told = {"bytes": bytes_saved, "step": statistics.median(steps)}
+    print(json.dumps({**told, "first": first, "seconds": seconds, "whole": whole}))
 
 
 def _ours(saver: Saver, engine: Engine, ema: list[torch.Tensor]) -> Save:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from conf.enums import Precision
 from conf.errors import RunError
-from conf.training import EngineConfig, GuardsConfig, OptimizerConfig
+from conf.training import EngineConfig, OptimizerConfig
 from data.memory import Memory
 from tests.helpers.engines import forget_engine
 from training.dry import Tried, check_memory, check_tried, dry_batch
@@ -77,7 +77,7 @@ def test_no_trace_is_left() -> None:
     batch = SimpleNamespace(places=torch.arange(6).numpy())
     state = torch.get_rng_state()
     for _ in range(2):
-        found = dry_batch(GuardsConfig(), engine, losses, None, batch)  # type: ignore[arg-type]
+        found = dry_batch(engine, losses, None, batch, False, 0.0)  # type: ignore[arg-type]
     engine.close()
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(seen[0], seen[1])  # dropout is drawn from a state that comes back

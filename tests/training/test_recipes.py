@@ -49,7 +49,7 @@ def test_a_recipe_takes_a_step(name: str, latents: Path, tmp_path: Path) -> None
 
 def test_the_class_conditional_recipe_has_the_size_of_the_papers() -> None:
     config = compose_config("train", ["experiment=ldm4_imagenet", "data.url=x", "out=y"])
-    autoencoder = ["autoencoder=kl_f4", "data.url=x", "out=y"]
+    autoencoder = ["autoencoder=kl_f4", "train.samples=1", "data.url=x", "out=y"]
     channels = compose_config("autoencoder", autoencoder).autoencoder.latent_channels
     with torch.device("meta"):
         unet = UNet(config.unet, channels, 2, classes=1000)

@@ -1,9 +1,10 @@
 """Saving checkpoints while training goes on.
 
-`Saver.save` copies what every rank has to write into host memory. A thread of each rank then writes
-it, and beside it a small record with sizes and hashes; that of rank 0 waits for all records and
-writes `commit.json` last. No thread talks to another rank but through these files: collectives are
-the training's. Records bear a token of their attempt, so none of a killed one is taken for this.
+After `Saver.save` a thread of each rank copies what it has to write into host memory, beside the
+next step's forward and backward; the step that would change it waits for the copy. Then the thread
+writes it, and beside it a small record with sizes and hashes; that of rank 0 waits for all records
+and writes `commit.json` last. No thread talks to another rank but through these files: collectives
+are the training's. Records bear a token of their attempt: none of a killed one is taken for this.
 """
 
 import json
@@ -22,7 +23,7 @@ from training.engine.checkpoint import COMMIT, FOLDER, Progress, file_name
 from training.engine.pieces import Piece
 from training.engine.retention import Keep, remove_others
 from training.engine.shares import whole_shapes
-from training.engine.staging import StagedFile, stage
+from training.engine.staging import CopyPoint, StagedFile, copy_point, stage
 from training.engine.strategy import Engine
 
 LATEST = "latest"
@@ -89,6 +90,9 @@ class Saver:
         self._out, self._engine, self._keep = out, engine, keep
         self._files: dict[str, StagedFile] = {}
         self._thread: threading.Thread | None = None
+        self._staged = threading.Event()  # or given up
+        self._staged.set()
+        self._hook = engine.optimizer.register_step_pre_hook(lambda *_: self._wait_for_copy())
         self._error: BaseException | None = None
         self._abandoned = threading.Event()
         self._grace = 0.0
@@ -104,10 +108,11 @@ class Saver:
         progress: Progress,
         before_commit: Callable[[], None] = _nothing,
     ) -> None:
-        """Copy the run's state, and have it written from now on. Collective.
+        """Have the run's state, as it is now, copied and written from now on. Collective.
 
         Args:
-            pieces: This rank's, by kind, as `pieces_of` has them.
+            pieces: This rank's, by kind, as `pieces_of` has them: views of what only the
+                optimizer's next step, and what follows it, changes.
             progress: Where the run is.
             before_commit: Called on rank 0, in its thread, when all files are safe.
 
@@ -117,14 +122,24 @@ class Saver:
         self.finish()
         began = time.perf_counter()
         token = self._engine.gather(secrets.token_hex(8))[0]
-        stage(self._files, pieces)
         shapes = whole_shapes(self._engine)
         commit = {**asdict(progress), "val_loss": self.val_loss, "shapes": shapes}
         attempt = _Attempt(f"{progress.updates:08d}", token, commit, before_commit)
+        self._staged.clear()
+        arguments = (attempt, pieces, copy_point(self._engine.device), began)
         self._thread = threading.Thread(
-            target=self._write, args=(attempt, began), name="checkpoint", daemon=True
+            target=self._write, args=arguments, name="checkpoint", daemon=True
         )
         self._thread.start()
+        self.stalled += time.perf_counter() - began
+
+    def _wait_for_copy(self) -> None:
+        """Hold the optimizer's step until nothing of what it changes is still being copied."""
+        if self._staged.is_set():
+            return
+        began = time.perf_counter()
+        while not self._staged.wait(POLL_SECONDS[1]):
+            self.on_wait()
         self.stalled += time.perf_counter() - began
 
     def finish(self) -> None:
@@ -156,6 +171,7 @@ class Saver:
             grace: Seconds that rank 0 still waits for them.
         """
         self._grace = grace
+        self._hook.remove()
         self._abandoned.set()
         if self._thread is not None:
             self._thread.join()
@@ -169,15 +185,25 @@ class Saver:
             "before it is as it was; mend that, and the same command goes on from there"
         )
 
-    def _write(self, attempt: _Attempt, began: float) -> None:
+    def _write(
+        self,
+        attempt: _Attempt,
+        pieces: Mapping[str, Sequence[Piece]],
+        ready: CopyPoint,
+        began: float,
+    ) -> None:
         """What the thread does."""
         try:
+            stage(self._files, pieces, ready)
+            self._staged.set()
             with wanted_until(self._abandoned):
                 own = self._write_files(attempt)
                 if self._engine.world.main:
                     self._commit(attempt, own)
         except BaseException as error:  # whatever it is, training has to hear of it
             self._error = error
+        finally:
+            self._staged.set()
         self.seconds = time.perf_counter() - began
 
     def _write_files(self, attempt: _Attempt) -> Files:

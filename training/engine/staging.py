@@ -1,4 +1,4 @@
-"""Host memory that a rank's part of a checkpoint is copied to while training stands still.
+"""Host memory that a rank's part of a checkpoint is copied to.
 
 The memory is laid out as the safetensors file that will be written, header first: a copy in place,
 and the file is there, with nothing to serialise. It is kept from one checkpoint to the next, for
@@ -8,6 +8,7 @@ pages that are new to a process cost more time than the copy.
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -98,14 +99,50 @@ def header(layout: _Layout, ends: Sequence[int]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def stage(files: dict[str, StagedFile], pieces: Mapping[str, Sequence[Piece]]) -> None:
+@dataclass(frozen=True, slots=True)
+class CopyPoint:
+    """From when on a device's numbers may be copied.
+
+    Args:
+        device: Where they are.
+        event: On a GPU, what has to be computed first; None on a CPU, where it is.
+    """
+
+    device: torch.device
+    event: torch.cuda.Event | None = None
+
+
+def copy_point(device: torch.device) -> CopyPoint:
+    """This moment of a device."""
+    if device.type != "cuda":
+        return CopyPoint(device)
+    return CopyPoint(device, torch.cuda.current_stream(device).record_event())
+
+
+def stage(
+    files: dict[str, StagedFile], pieces: Mapping[str, Sequence[Piece]], ready: CopyPoint
+) -> None:
     """Copy a rank's pieces, by kind, into its files; when this returns they are there.
+
+    On a GPU the copies run beside what it computes meanwhile.
 
     Args:
         files: By the same kinds, or empty before the first time.
-        pieces: As `pieces_of` has them.
+        pieces: As `pieces_of` has them; they must not change before this returns.
+        ready: When they were given.
     """
+    if ready.event is None:
+        _copy(files, pieces, pinned=False)
+        return
+    stream = torch.cuda.Stream(ready.device)
+    stream.wait_event(ready.event)
+    with torch.cuda.stream(stream):
+        _copy(files, pieces, pinned=True)
+    stream.synchronize()
+
+
+def _copy(
+    files: dict[str, StagedFile], pieces: Mapping[str, Sequence[Piece]], pinned: bool
+) -> None:
     for kind, own in pieces.items():
-        files.setdefault(kind, StagedFile(torch.cuda.is_available())).stage(own)
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+        files.setdefault(kind, StagedFile(pinned)).stage(own)

@@ -22,7 +22,7 @@ from training.engine.fragments import Fragment
 from training.engine.pieces import EMA, pieces_of
 from training.engine.retention import Keep
 from training.engine.saving import Saver
-from training.engine.staging import StagedFile
+from training.engine.staging import StagedFile, stage
 from training.engine.strategy import Engine
 
 
@@ -99,6 +99,48 @@ def test_one_is_committed_before_the_next_begins(
     steps = [name for name in store.written if not name.startswith("run/")]
     assert [name[:8] for name in steps] == ["00000001"] * 4 + ["00000002"] * 4
     assert steps[3] == first  # last of its own
+
+
+def test_a_step_waits_for_the_copy_of_what_it_changes(
+    engine: Engine, out: Prefix, saver: Saver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = {name: value.clone() for name, value in engine.module.state_dict().items()}
+    copying, go_on, reached = threading.Event(), threading.Event(), threading.Event()
+
+    def slowly(*given: object) -> None:
+        copying.set()
+        assert go_on.wait(20)
+        stage(*given)
+
+    monkeypatch.setattr("training.engine.saving.stage", slowly)
+    saver.on_wait = reached.set
+    saver.save(pieces_of(engine, {EMA: average(engine)}), Progress(4, 1))
+    assert copying.wait(20)
+    stepping = threading.Thread(target=step, args=(engine,))
+    stepping.start()
+    assert reached.wait(20)
+    assert stepping.is_alive()
+    assert_equal(engine.module.state_dict(), wanted)
+    go_on.set()
+    stepping.join(20)
+    saver.finish()
+    assert any(not torch.equal(value, wanted[n]) for n, value in engine.module.state_dict().items())
+    assert_equal(require_checkpoint(out).weights(), wanted)
+    assert saver.stalled > 0
+
+
+def test_a_copy_that_fails_holds_no_step_and_ends_the_run(
+    engine: Engine, saver: Saver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*given: object) -> None:
+        raise MemoryError("no room")
+
+    monkeypatch.setattr("training.engine.saving.stage", failing)
+    saver.save(pieces_of(engine, {EMA: average(engine)}), Progress(4, 1))
+    step(engine)
+    assert saver.failed
+    with pytest.raises(RunError, match="no room"):
+        saver.finish()
 
 
 def test_what_is_written_before_the_commit(
