@@ -163,28 +163,30 @@ class Worker:
         self._tell(one, outcome)
 
     def _measure(self, one: Running) -> bool:
-        """Report new validation losses, by their number so that batch sizes do not matter.
+        """Take in what a trial has measured, if it has written since, and end it if it does badly.
 
         Returns:
-            Whether one was not finite.
+            Whether a validation loss was not finite.
         """
         metrics = self.local / folder_of(one.number) / METRICS
         written = metrics.stat().st_mtime_ns if metrics.exists() else 0
-        if written == one.read:
-            return False
-        one.read = written
+        if written != one.read:
+            one.read = written
+            self._report(one)
+        return not all(map(math.isfinite, one.losses.values()))
+
+    def _report(self, one: Running) -> None:
+        """Tell the study of new losses, by their number so that batch sizes do not matter."""
         every = self.plan.config.validation.every_samples
         lines = [line for line in read_metrics(self._run(one)) if VAL_LOSS in line]
-        found = {-(-line["samples_seen"] // every): line[VAL_LOSS] for line in lines}
+        one.losses = {-(-line["samples_seen"] // every): line[VAL_LOSS] for line in lines}
         told = one.held.trial.study.get_trials(deepcopy=False)[one.number].intermediate_values
-        for step, loss in found.items():
+        for step, loss in one.losses.items():
             if math.isfinite(loss) and step not in told:
                 one.held.trial.report(loss, step)
-        one.losses = found
-        if not one.pruned and found and one.held.trial.should_prune():
+        if one.losses and not one.pruned and one.held.trial.should_prune():
             one.pruned = True
             one.attempt.end()
-        return not all(map(math.isfinite, found.values()))
 
     def _tell(self, one: Running, outcome: Outcome) -> None:
         loss = next(reversed(one.losses.values()), None)
