@@ -109,7 +109,7 @@ def test_a_killed_trial_goes_on_and_a_stopped_sweep_repeats_nothing(
     data: Path, tmp_path: Path
 ) -> None:
     out, log = tmp_path / "sweep", tmp_path / "log"
-    command = sweep_command(data, out, "optimizer.lr=choice(1e-3)", "train.samples=480")
+    command = sweep_command(data, out, "optimizer.lr=choice(1e-3)", "train.samples=400")
 
     def saved() -> int:
         """Samples seen at the last checkpoint, whose folder's name counts updates."""
@@ -132,7 +132,7 @@ def test_a_killed_trial_goes_on_and_a_stopped_sweep_repeats_nothing(
     assert trials_of(out) == []
     assert "checkpoint saved" in (out / "trials/000.log").read_text()
     stopped = saved()
-    assert stopped < 480
+    assert stopped < 400
 
     ended = ldm(tmp_path / "again", *command)
     assert ended.code == 0, ended.output
@@ -145,7 +145,7 @@ def test_a_killed_trial_goes_on_and_a_stopped_sweep_repeats_nothing(
 def test_trials_that_do_badly_are_recorded_and_end_nothing(data: Path, tmp_path: Path) -> None:
     """One that learns, one that does not, one that diverges, one that is refused."""
     out = tmp_path / "sweep"
-    told = ("optimizer.lr=1e-3,1e-9,1e30,-1", "train.samples=400")
+    told = ("optimizer.lr=1e-3,1e-9,1e30,-1", "train.samples=320")
     pruning = ("sweep.pruner=median", "sweep.startup_trials=1")
     ended = ldm(tmp_path / "log", *sweep_command(data, out, *told, *pruning))
     assert ended.code == 0, ended.output
@@ -153,7 +153,7 @@ def test_trials_that_do_badly_are_recorded_and_end_nothing(data: Path, tmp_path:
     outcomes = [one.outcome for one in trials]
     assert outcomes == [Outcome.complete, Outcome.pruned, Outcome.diverged, Outcome.refused]
     lines = read_metrics(open_prefix(str(out / "001"), "out"))
-    assert lines[-1]["samples_seen"] < 400
+    assert lines[-1]["samples_seen"] < 320
     assert [starts(out, number) for number in range(3)] == [1, 1, 1]
     assert "the loss is nan" in trials[2].failures[-1]
     assert "optimizer.lr=-1" in trials[3].failures[-1]
