@@ -143,20 +143,23 @@ def test_a_killed_trial_goes_on_and_a_stopped_sweep_repeats_nothing(
 
 
 def test_trials_that_do_badly_are_recorded_and_end_nothing(data: Path, tmp_path: Path) -> None:
-    """One that learns, one that does not, one that diverges, one that is refused."""
+    """One that learns, one that diverges, one that does not learn, one that is refused.
+
+    The third begins when the second ends, so late that the first is complete before it.
+    """
     out = tmp_path / "sweep"
-    told = ("optimizer.lr=1e-3,1e-9,1e30,-1", "train.samples=320")
-    pruning = ("sweep.pruner=median", "sweep.startup_trials=1")
+    told = ("optimizer.lr=1e-3,1e30,1e-9,-1", "train.samples=320")
+    pruning = ("sweep.pruner=median", "sweep.startup_trials=1", "sweep.parallel=2")
     ended = ldm(tmp_path / "log", *sweep_command(data, out, *told, *pruning))
     assert ended.code == 0, ended.output
     trials = trials_of(out)
     outcomes = [one.outcome for one in trials]
-    assert outcomes == [Outcome.complete, Outcome.pruned, Outcome.diverged, Outcome.refused]
-    lines = read_metrics(open_prefix(str(out / "001"), "out"))
+    assert outcomes == [Outcome.complete, Outcome.diverged, Outcome.pruned, Outcome.refused]
+    lines = read_metrics(open_prefix(str(out / "002"), "out"))
     assert lines[-1]["samples_seen"] < 320
     assert [starts(out, number) for number in range(3)] == [1, 1, 1]
-    assert "the loss is nan" in trials[2].failures[-1]
+    assert "the loss is nan" in trials[1].failures[-1]
     assert "optimizer.lr=-1" in trials[3].failures[-1]
-    kept = json.loads((out / "trials/002.json").read_text())
+    kept = json.loads((out / "trials/001.json").read_text())
     assert kept["outcome"] == "diverged" and kept["loss"] is None
     assert "best: trial 000" in ended.output
