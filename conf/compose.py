@@ -33,7 +33,7 @@ def _register() -> None:
 
 def file_name(command: str) -> str:
     """Name of a command's YAML file, without its ending."""
-    return command.replace(" ", "_")
+    return command.replace("-m", "sweep").replace(" ", "_")
 
 
 def compose_config(command: str, overrides: list[str]) -> Any:
@@ -50,6 +50,17 @@ def compose_config(command: str, overrides: list[str]) -> Any:
         UserError: An unknown setting, a wrong type, a missing value or a combination that cannot
             work.
     """
+    typed = compose_typed(command, overrides)
+    check(typed)
+    return typed
+
+
+def compose_typed(command: str, overrides: list[str]) -> Any:
+    """The same with its cross-field rules not checked.
+
+    Raises:
+        UserError: An unknown setting, a wrong type or a missing value.
+    """
     config = _compose(command, overrides)
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
@@ -59,7 +70,6 @@ def compose_config(command: str, overrides: list[str]) -> Any:
         )
     typed = OmegaConf.to_object(config)
     _check_lists(typed)
-    check(typed)
     return typed
 
 

@@ -161,6 +161,22 @@ class TrackingKind(Enum):
     off = "off"
 
 
+class SweepSampler(Enum):
+    """How a sweep chooses its trials."""
+
+    grid = "grid"
+    tpe = "tpe"
+    cmaes = "cmaes"
+
+
+class SweepPruner(Enum):
+    """What ends a trial that does badly."""
+
+    none = "none"
+    median = "median"
+    halving = "halving"
+
+
 class DemoRecipe(Enum):
     """How much time the demo may take."""
 

@@ -165,6 +165,8 @@ class TrackingConfig:
         TrackingKind.offline,
     )
     project: str = setting("W&B project", "latent-foundry")
+    group: str | None = setting("W&B group of the run; null is none", None)
+    tags: list[str] = setting("W&B tags of the run", [])
 
 
 @dataclass(kw_only=True, slots=True)

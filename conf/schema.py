@@ -35,6 +35,7 @@ from conf.groups import (
     WebDatasetSource,
 )
 from conf.plan import PlanConfig
+from conf.sweeping import SweepConfig
 from conf.training import (
     CheckpointConfig,
     EngineConfig,
@@ -251,9 +252,9 @@ class EvaluateCommand:
 
 @dataclass(kw_only=True, slots=True)
 class ReportCommand:
-    """Show a run as one HTML page and one picture."""
+    """Show a run or a sweep as one HTML page and one picture."""
 
-    run: str = setting("URL of an `ldm train` run")
+    run: str = setting("URL of an `ldm train` run, or of a sweep")
     tracking: TrackingConfig = group(TrackingConfig, "the record")
 
 
@@ -314,6 +315,13 @@ class PlanCacheCommand(CacheCommand):
     plan: PlanConfig = group(PlanConfig, "what it is planned for")
 
 
+@dataclass(kw_only=True, slots=True)
+class SweepTrainCommand(TrainCommand):
+    """Train once for each of several choices of settings, and find the best."""
+
+    sweep: SweepConfig = group(SweepConfig, "which trials, and how they are run")
+
+
 COMMANDS: dict[str, type] = {
     "demo": DemoCommand,
     "shard": ShardCommand,
@@ -321,6 +329,7 @@ COMMANDS: dict[str, type] = {
     "autoencoder": AutoencoderCommand,
     "cache": CacheCommand,
     "train": TrainCommand,
+    "train -m": SweepTrainCommand,
     "sample": SampleCommand,
     "evaluate": EvaluateCommand,
     "report": ReportCommand,

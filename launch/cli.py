@@ -24,6 +24,7 @@ HANDLERS = {
     "autoencoder": "training.autoencode:train_autoencoder",
     "cache": "training.cache:make_cache",
     "train": "training.diffuse:train_denoiser",
+    "train -m": "launch.sweep.command:sweep",
     "sample": "training.generate:generate",
     "evaluate": "training.evaluate:evaluate",
     "report": "launch.report:report",
@@ -31,6 +32,7 @@ HANDLERS = {
     "plan cache": "launch.plan:plan_caching",
 }
 PLAN = "plan"
+SWEEP, SWEEPING = "train -m", {"-m", "--multirun"}
 INTERRUPTED_EXIT_CODE = 130
 
 
@@ -81,6 +83,8 @@ def _dispatch(arguments: list[str]) -> int:
     command, *overrides = arguments
     if command == PLAN:
         command, overrides = _planned(overrides)
+    if command == "train" and SWEEPING & set(overrides):
+        command, overrides = SWEEP, [o for o in overrides if o not in SWEEPING]
     if command not in COMMANDS:
         raise UserError(command, "there is no such command", f"choose one of {', '.join(COMMANDS)}")
     if {"-h", "--help"} & set(overrides):
@@ -88,6 +92,8 @@ def _dispatch(arguments: list[str]) -> int:
         return 0
     for flag in (override for override in overrides if override.startswith("-")):
         raise UserError(flag, "there is no such flag", f"`ldm {command} --help` lists the settings")
+    if command == SWEEP:  # whose overrides make many configurations
+        return _run_here(_handler(command), overrides)
     config = compose_config(command, overrides)
     cluster = getattr(config, "cluster", None)
     alone = cluster is None or command.startswith(f"{PLAN} ")
@@ -105,8 +111,8 @@ def _planned(arguments: list[str]) -> tuple[str, list[str]]:
     return f"{PLAN} {arguments[0]}", arguments[1:]
 
 
-def _run_here(handler: Callable[[Any], Any], config: Any) -> int:
-    result = handler(config)
+def _run_here(handler: Callable[[Any], Any], told: Any) -> int:
+    result = handler(told)
     return result if isinstance(result, int) else 0
 
 
@@ -144,7 +150,7 @@ def _explain(command: str, overrides: list[str]) -> None:
             groups[group] = choices
         table.add_row(name, value, doc)
     console.print(table, markup=False)
-    if command in ("autoencoder", "train", "plan train"):
+    if command in ("autoencoder", "train", "plan train", SWEEP):
         groups["experiment"] = group_choices("experiment")
     for group, choices in groups.items():
         console.print(f"{group}= one of {', '.join(choices)}", markup=False)

@@ -1,6 +1,5 @@
 """`ldm report`: a run, from images to samples, as an HTML page, a picture and a W&B run."""
 
-import base64
 import html
 import json
 from typing import Any
@@ -14,6 +13,9 @@ from data.say import say
 from data.storage import Prefix, open_prefix
 from launch.charts import bins_chart, loss_chart, picture, rate_chart
 from launch.findings import Findings, Samples, collect
+from launch.html import TEMPLATE, png, table
+from launch.sweep.page import report_sweep
+from launch.sweep.plan import is_sweep
 from training.evaluate import describe
 from training.track import start_wandb, wandb_image
 
@@ -22,12 +24,15 @@ PICTURE = "report.png"
 
 
 def report(config: ReportCommand) -> None:
-    """Write report.html and report.png beside a run, and a W&B run of the same.
+    """Write report.html and report.png beside a run or a sweep, and a W&B run of the same.
 
     Raises:
         UserError: There is no such run.
     """
     out = open_prefix(config.run, "run")
+    if is_sweep(out):
+        report_sweep(out, config.tracking)
+        return
     findings = collect(out)
     image = picture(findings)
     out.write(PICTURE, image)
@@ -69,49 +74,26 @@ def page(findings: Findings, image: bytes) -> str:
         if findings.evaluation
         else "<p>Not measured: run <code>ldm evaluate</code>.</p>",
         "<h2>Loss</h2>",
-        _png(loss_chart(findings.curves)),
-        *([_png(bins)] if (bins := bins_chart(findings.curves["denoiser"])) else []),
+        png(loss_chart(findings.curves)),
+        *([png(bins)] if (bins := bins_chart(findings.curves["denoiser"])) else []),
         "<h2>Stages</h2>",
-        _table(
+        table(
             ("stage", "images", "seconds", "images/s", "peak memory"),
             [
                 (name, f"{count:,}", f"{seconds:,.1f}", f"{rate:,.1f}", f"{memory / 1e9:.2f} GB")
                 for name, count, seconds, rate, memory in findings.stages
             ],
         ),
-        _png(rate_chart(findings.stages)),
+        png(rate_chart(findings.stages)),
         "<h2>The run</h2>",
-        _table(("what", "value"), facts),
+        table(("what", "value"), facts),
         "<details><summary>settings</summary>",
         f"<pre>{html.escape(json.dumps(findings.run, indent=1))}</pre></details>",
         "<details><summary>all in one picture</summary>",
-        _png(image),
+        png(image),
         "</details>",
     ]
-    return _PAGE.format(body="\n".join(parts))
-
-
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>Latent Foundry report</title>
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
-  color: #1a1a1a; background: #fff; }}
-h1 {{ margin-bottom: 0; }} h2 {{ margin-top: 2.2rem; border-bottom: 1px solid #ddd; }}
-table {{ border-collapse: collapse; }} td, th {{ padding: .25rem .9rem .25rem 0; text-align: left;
-  overflow-wrap: anywhere; }}
-td:not(:first-child) {{ font-variant-numeric: tabular-nums; }}
-pre {{ background: #f5f5f5; padding: .8rem; overflow-x: auto; }}
-img {{ max-width: 100%; height: auto; }}
-.gallery {{ display: grid; gap: 1rem;
-  grid-template-columns: repeat(auto-fill, minmax(8rem, 1fr)); }}
-.gallery img {{ width: 100%; image-rendering: pixelated; border: 1px solid #eee; }}
-figure {{ margin: 0; }} figcaption {{ font-size: .85rem; color: #444; }}
-</style></head><body>
-<h1>Latent Foundry report</h1>
-{body}
-</body></html>
-"""
+    return TEMPLATE.format(body="\n".join(parts))
 
 
 def _on_the_way(findings: Findings) -> list[str]:
@@ -130,19 +112,7 @@ def _gallery(samples: Samples) -> str:
 
 
 def _image(image: NDArray[np.uint8], alt: str = "") -> str:
-    return _png(encode_png(image), alt)
-
-
-def _png(content: bytes, alt: str = "") -> str:
-    encoded = base64.b64encode(content).decode()
-    return f'<img alt="{alt}" src="data:image/png;base64,{encoded}">'
-
-
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    def cells(tag: str, row: tuple[str, ...]) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) + "</tr>"
-
-    return f"<table>{cells('th', head)}{''.join(cells('td', row) for row in rows)}</table>"
+    return png(encode_png(image), alt)
 
 
 def _track(out: Prefix, config: ReportCommand, findings: Findings, image: bytes) -> None:

@@ -26,6 +26,7 @@ from training.engine.saving import Saver
 from training.engine.shares import size_of, whole, without_gathering
 from training.engine.strategy import Engine
 from training.guards import Guards
+from training.names import VAL_LOSS
 from training.optim import learning_rate
 from training.perf import Interval, Use
 from training.random import step_seed
@@ -34,7 +35,6 @@ from training.sizes import checkpoint_bytes, moment_bytes, snapshot_bytes
 from training.stop import Deadline, stop_flag
 from training.task import Task
 from training.track import Tracker
-from training.watch import VAL_LOSS
 
 
 class Loop:

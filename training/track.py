@@ -137,6 +137,8 @@ def start_wandb(
         project=config.project,
         name=out.url.rstrip("/").rsplit("/", 1)[-1],
         id=_run_id(out),
+        group=config.group,
+        tags=config.tags,
         resume="allow",
         mode=config.kind.value,
         dir=str(folder),

@@ -26,10 +26,11 @@ from training.diffusion.schedule import Schedule
 from training.engine.strategy import Engine
 from training.engine.world import current_world
 from training.feed import Feed
+from training.names import VAL_LOSS
 from training.numbers import as_tensor
 from training.random import Purpose, normal, uniform
 from training.step import as_denoiser, final_latents, stored_condition, stratified
-from training.watch import VAL_LOSS, Seen, Watch
+from training.watch import Seen, Watch
 
 SETTING = "validation.url"
 LOSS, BIN = VAL_LOSS, "val_loss_bin_"

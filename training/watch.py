@@ -8,8 +8,6 @@ from numpy.typing import NDArray
 
 from training.engine.strategy import Engine
 
-VAL_LOSS = "val_loss"  # the value that tells which checkpoint is the best
-
 
 @dataclass(frozen=True, slots=True)
 class Seen:

@@ -40,7 +40,7 @@ def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None
     assert capsys.readouterr().out.strip() == metadata.version("latent-foundry")
 
 
-@pytest.mark.parametrize("arguments", [["trian"], ["train", "--samples=3"], ["train", "-m"]])
+@pytest.mark.parametrize("arguments", [["trian"], ["train", "--samples=3"], ["cache", "-m"]])
 def test_what_is_not_known_is_refused(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

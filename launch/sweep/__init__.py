@@ -1,0 +1,1 @@
+"""Sweeps: many trainings, each a run of its own, and what they show together."""

@@ -1,0 +1,90 @@
+"""One process of one trial: started, watched by its metrics, told to end."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from conf.schema import SweepTrainCommand
+from data.process import usable_cores
+from launch.local import PARENT, PREEMPTED_EXIT_CODE
+from launch.sweep.record import Outcome
+
+SAID = "ldm: "  # with what the last line of a command that fails begins
+
+
+class Attempt:
+    """`ldm train` in a process of its own, which dies with this one.
+
+    Args:
+        arguments: The overrides.
+        log: Where its output is added.
+        threads: That it computes with, unless the environment says how many.
+    """
+
+    def __init__(self, arguments: list[str], log: Path, threads: int) -> None:
+        environment = {"OMP_NUM_THREADS": str(threads), **os.environ, PARENT: str(os.getpid())}
+        self.began, self._told = time.monotonic(), False
+        with log.open("ab") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "launch.cli", "train", *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,  # Ctrl-C reaches it through this process, and once
+            )
+
+    def poll(self) -> int | None:
+        """Its exit code, negative if a signal ended it, or None."""
+        return self._process.poll()
+
+    def end(self) -> None:
+        """Tell it, once, to save and end."""
+        if not self._told:
+            self._told = True
+            self._process.send_signal(signal.SIGTERM)
+
+    def seconds(self) -> float:
+        """Since it was started."""
+        return time.monotonic() - self.began
+
+
+def threads_of(config: SweepTrainCommand) -> int:
+    """The threads of each rank, where all trials at a time share the cores."""
+    return max(1, usable_cores() // (config.sweep.parallel * config.cluster.processes))
+
+
+def outcome_of(code: int, pruned: bool, diverged: bool, may_retry: bool) -> Outcome | None:
+    """What an attempt that ended came to.
+
+    Args:
+        code: Its exit code.
+        pruned: Whether it was ended because it did badly.
+        diverged: Whether a loss was not finite.
+        may_retry: Whether it may go on after a failure.
+
+    Returns:
+        The trial's outcome, or None if it shall go on.
+    """
+    if diverged:  # the same samples and noise would lead there again
+        return Outcome.diverged
+    if code == 0:
+        return Outcome.complete
+    if pruned:
+        return Outcome.pruned
+    if code == 2:  # settings that cannot go together stay so
+        return Outcome.refused
+    return None if may_retry else Outcome.failed
+
+
+def failure_line(code: int, log: Path) -> str:
+    """An exit code, and what the process said last if it said why."""
+    if code == PREEMPTED_EXIT_CODE:
+        return "preempted"
+    lines = log.read_text(errors="replace").splitlines()
+    said = [line.removeprefix(SAID) for line in lines if line.startswith(SAID)]
+    what = f"signal {-code}" if code < 0 else f"exit code {code}"
+    return f"{what}: {said[-1]}" if said and code > 0 else what

@@ -1,0 +1,249 @@
+"""`ldm train -m`: the worker that takes trials, runs each as `ldm train`, and keeps the results."""
+
+import math
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from optuna.trial import TrialState
+
+from conf.errors import Preempted, RunError, UserError
+from data.claim import claim
+from data.say import say
+from data.storage import Prefix, open_prefix
+from launch.sweep.attempt import Attempt, failure_line, outcome_of, threads_of
+from launch.sweep.plan import SweepPlan, identity, read_plan, trial_overrides
+from launch.sweep.record import (
+    FOLDER,
+    Outcome,
+    Trial,
+    best_command,
+    folder_of,
+    ranked,
+    read_trials,
+    write_trial,
+)
+from launch.sweep.study import Held, Table
+from training.names import VAL_LOSS
+from training.stop import stop_flag
+from training.track import METRICS, read_metrics
+
+POLL_SECONDS = 0.1
+FAILURES = "failures"
+# A diverged trial is a bad one, and Optuna learns from pruned ones, not from failed ones.
+STATES = {
+    Outcome.complete: TrialState.COMPLETE,
+    Outcome.pruned: TrialState.PRUNED,
+    Outcome.diverged: TrialState.PRUNED,
+    Outcome.refused: TrialState.FAIL,
+    Outcome.failed: TrialState.FAIL,
+}
+
+
+def sweep(overrides: list[str]) -> None:
+    """Make all trials of a sweep that nobody else makes or has made.
+
+    Args:
+        overrides: Of `ldm train -m`, without the flag.
+
+    Raises:
+        UserError: They are no sweep, or its folder or database cannot be used.
+        RunError: No trial could be completed.
+        Preempted: Told to stop; trials have saved.
+    """
+    plan = read_plan(overrides)
+    out = open_prefix(plan.config.out, "out")
+    if out.local is None:
+        wrong = "is on no disk, where workers could agree who takes which trial"
+        raise UserError(f"out={out.url}", wrong, "give a folder, which may be a shared one")
+    claim(out, identity(plan))
+    worker = Worker(plan, out, out.local)
+    say(f"sweep: {plan.trials} trials of {', '.join(dim.name for dim in plan.dimensions)}")
+    worker.run()
+    _summarise(out, worker.table.open_elsewhere())
+
+
+@dataclass(slots=True)
+class Running:
+    """A trial that this worker runs, and its process."""
+
+    held: Held
+    values: dict[str, str]
+    overrides: list[str]
+    attempt: Attempt
+    failures: list[str]
+    before: float = 0.0  # seconds of earlier attempts of this worker
+    read: int = 0  # when its metrics were written that were read last, in ns
+    losses: dict[int, float] = field(default_factory=dict)  # by measurement, from 1
+    pruned: bool = False
+
+    @property
+    def number(self) -> int:
+        """Of the trial."""
+        return self.held.trial.number
+
+
+class Worker:
+    """Runs trials, `sweep.parallel` at a time, until none is left.
+
+    Args:
+        plan: The sweep.
+        out: Its prefix.
+        local: The same as a folder.
+    """
+
+    def __init__(self, plan: SweepPlan, out: Prefix, local: Path) -> None:
+        self.plan, self.out, self.local = plan, out, local
+        self.table = Table(plan, out, local)
+        self.running: dict[int, Running] = {}
+        self.threads = threads_of(plan.config)
+
+    def run(self) -> None:
+        """Take and run trials.
+
+        Raises:
+            Preempted: Told to stop, and trials were running or left.
+        """
+        with stop_flag(lambda: None) as stop:
+            while True:
+                if not stop.requested:
+                    self._fill()
+                if not self.running:
+                    break
+                for one in list(self.running.values()):
+                    if stop.requested:
+                        one.attempt.end()
+                    self._look(one, stop.requested)
+                time.sleep(POLL_SECONDS)
+            if stop.requested:
+                raise Preempted("sweep stopped, trials saved; the same command goes on from there")
+
+    def _fill(self) -> None:
+        while len(self.running) < self.plan.config.sweep.parallel:
+            held = self.table.take()
+            if held is None:
+                return
+            self._start(held)
+
+    def _start(self, held: Held) -> None:
+        number, values = held.trial.number, _written(held.trial.params)
+        folder = str(self.local / folder_of(number))
+        name = self.local.resolve().name
+        overrides = trial_overrides(self.plan, values, folder, name)
+        attempt = Attempt(overrides, self._log(number), self.threads)
+        failures = list(held.trial.user_attrs.get(FAILURES, []))
+        self.running[number] = Running(held, values, overrides, attempt, failures)
+        say(f"trial {folder_of(number)}: {_shown(values)}")
+
+    def _look(self, one: Running, stopping: bool) -> None:
+        """Take in what a trial has measured, end it if it does badly, and see whether it ended."""
+        code = one.attempt.poll()  # before its metrics: what a dead process has written is all
+        diverged = self._measure(one)
+        if code is None:
+            if diverged:
+                one.attempt.end()
+            return
+        if stopping and code != 0:
+            self._let_go(one)
+            return
+        diverged = diverged or (code == 1 and self._left_a_report(one))
+        failed = failure_line(code, self._log(one.number)) if code and not one.pruned else None
+        retries = self.plan.config.sweep.retries
+        outcome = outcome_of(code, one.pruned, diverged, len(one.failures) < retries)
+        if failed:
+            one.failures.append(failed)
+            one.held.trial.set_user_attr(FAILURES, one.failures)
+        if outcome is None:
+            say(f"trial {folder_of(one.number)}: {failed}; it goes on")
+            one.before += one.attempt.seconds()
+            one.attempt = Attempt(one.overrides, self._log(one.number), self.threads)
+            return
+        self._tell(one, outcome)
+
+    def _measure(self, one: Running) -> bool:
+        """Take in what a trial has measured, if it has written since, and end it if it does badly.
+
+        Returns:
+            Whether a validation loss was not finite.
+        """
+        metrics = self.local / folder_of(one.number) / METRICS
+        written = metrics.stat().st_mtime_ns if metrics.exists() else 0
+        if written != one.read:
+            one.read = written
+            self._report(one)
+        return not all(map(math.isfinite, one.losses.values()))
+
+    def _report(self, one: Running) -> None:
+        """Tell the study of new losses, by their number so that batch sizes do not matter."""
+        every = self.plan.config.validation.every_samples
+        lines = [line for line in read_metrics(self._run(one)) if VAL_LOSS in line]
+        one.losses = {-(-line["samples_seen"] // every): line[VAL_LOSS] for line in lines}
+        told = one.held.trial.study.get_trials(deepcopy=False)[one.number].intermediate_values
+        for step, loss in one.losses.items():
+            if math.isfinite(loss) and step not in told:
+                one.held.trial.report(loss, step)
+        if one.losses and not one.pruned and one.held.trial.should_prune():
+            one.pruned = True
+            one.attempt.end()
+
+    def _tell(self, one: Running, outcome: Outcome) -> None:
+        loss = next(reversed(one.losses.values()), None)
+        loss = loss if loss is not None and math.isfinite(loss) else None
+        if outcome is Outcome.complete and loss is None:
+            one.failures.append("it measured no validation loss")
+            outcome = Outcome.failed
+        value = loss if outcome is Outcome.complete else None
+        seconds = one.before + one.attempt.seconds()
+        told = Trial(
+            one.number, one.values, one.overrides, outcome, loss, seconds, list(one.failures)
+        )
+        write_trial(self.out, told)  # first: who takes up a sweep finds it or makes it again
+        one.held.trial.study.tell(one.held.trial, value, STATES[outcome])
+        shown = "" if loss is None else f", {VAL_LOSS} {loss:.4f}"
+        why = f" ({one.failures[-1]})" if one.failures and outcome is not Outcome.complete else ""
+        say(f"trial {folder_of(one.number)}: {outcome.value}{shown} in {seconds:,.0f} s{why}")
+        self._let_go(one)
+
+    def _let_go(self, one: Running) -> None:
+        del self.running[one.number]
+        one.held.lock.close()
+
+    def _left_a_report(self, one: Running) -> bool:
+        """Whether training has said that a loss or gradient was not finite."""
+        return any(name.startswith("nonfinite-") for name in self._run(one).names())
+
+    def _run(self, one: Running) -> Prefix:
+        return self.out / folder_of(one.number)
+
+    def _log(self, number: int) -> Path:
+        return self.local / FOLDER / f"{folder_of(number)}.log"
+
+
+def _written(params: dict[str, Any]) -> dict[str, str]:
+    """Values as they are written on a command line: numbers to six digits."""
+    return {
+        name: f"{value:.6g}" if isinstance(value, float) else str(value)
+        for name, value in params.items()
+    }
+
+
+def _shown(values: dict[str, str]) -> str:
+    return " ".join(f"{name}={value}" for name, value in values.items())
+
+
+def _summarise(out: Prefix, elsewhere: int) -> None:
+    trials = read_trials(out)
+    counts = Counter(trial.outcome.value for trial in trials)
+    told = ", ".join(f"{count} {name}" for name, count in counts.items())
+    others = f"; {elsewhere} still with other workers" if elsewhere else ""
+    say(f"sweep: {told or 'none ended'}{others}; logs: {out.url}/{FOLDER}")
+    best = ranked(trials)[0] if trials else None
+    if best is not None and best.outcome is Outcome.complete:
+        say(f"best: trial {folder_of(best.number)}, {VAL_LOSS} {best.loss:.4f}")
+        say(best_command(best, f"{out.url}/best"))
+    elif not elsewhere:
+        failures = [line for trial in trials for line in trial.failures[-1:]]
+        why = f" (the last: {failures[-1]})" if failures else ""
+        raise RunError(f"{out.url}: no trial was completed{why}; look at {out.url}/{FOLDER}/*.log")

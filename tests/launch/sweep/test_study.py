@@ -1,0 +1,100 @@
+"""Who takes which trial. Two tables in one process are as two workers: their locks are apart."""
+
+from functools import cache
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from conf.errors import UserError
+from data.storage import open_prefix
+from launch.sweep.attempt import outcome_of
+from launch.sweep.plan import SweepPlan, read_plan
+from launch.sweep.record import Outcome
+from launch.sweep.study import Table, build_pruner
+
+BASE = ("data.url=a", "validation.url=v", "out=/sweeps/x", "train.samples=100")
+
+
+@cache
+def plan_of(*told: str) -> SweepPlan:
+    return read_plan([*BASE, *told])
+
+
+def table_at(folder: Path, plan: SweepPlan) -> Table:
+    return Table(plan, open_prefix(str(folder), "out"), folder)
+
+
+def test_workers_share_trials_and_take_up_what_was_left(tmp_path: Path) -> None:
+    plan = plan_of("optimizer.lr=1e-4,3e-4,5e-4")
+    first, second = table_at(tmp_path, plan), table_at(tmp_path, plan)
+    one, two = first.take(), second.take()
+    assert one and two
+    assert {one.trial.number, two.trial.number} == {0, 1}
+    one.lock.close()  # as when its worker is killed
+    left = second.take()
+    assert left and left.trial.number == one.trial.number
+    assert left.trial.params == one.trial.params
+    last = first.take()
+    assert last and last.trial.number == 2
+    assert first.take() is None and second.take() is None
+    for held in (left, two, last):
+        held.trial.study.tell(held.trial, 1.0)
+        held.lock.close()
+    assert first.take() is None
+    taken = [held.trial.params["optimizer.lr"] for held in (left, two, last)]
+    assert taken == ["0.0001", "0.0003", "0.0005"]
+
+
+def test_a_database_that_cannot_be_opened_is_named_without_its_password(tmp_path: Path) -> None:
+    for url in (
+        "nonsense",
+        "sqlite:////no/such/folder/a.db",
+        "postgresql://me:secret@localhost:1/a",
+    ):
+        with pytest.raises(UserError) as caught:
+            table_at(tmp_path, plan_of("optimizer.lr=1e-4,3e-4", f"sweep.storage='{url}'"))
+        assert caught.value.setting.startswith("sweep.storage=")
+        assert "secret" not in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("pruner", "pruned"), [("none", []), ("median", [2]), ("halving", [1, 2])])
+def test_a_pruner_ends_what_does_badly(pruner: str, pruned: list[int]) -> None:
+    plan = plan_of("optimizer.lr=1e-4,3e-4", f"sweep.pruner={pruner}", "sweep.startup_trials=2")
+    study = optuna.create_study(pruner=build_pruner(plan))
+    found = []
+    for number, loss in enumerate((0.1, 0.2, 0.3)):
+        trial = study.ask()
+        for step in (1, 2, 3):
+            trial.report(loss, step)
+            if trial.should_prune():
+                found.append(number)
+                study.tell(trial, state=TrialState.PRUNED)
+                break
+        else:
+            study.tell(trial, loss)
+    assert found == pruned
+
+
+@pytest.mark.parametrize(
+    ("code", "pruned", "diverged", "may_retry", "outcome"),
+    [
+        (0, False, False, True, Outcome.complete),
+        (0, True, False, True, Outcome.complete),
+        (75, True, False, True, Outcome.pruned),
+        (75, False, False, True, None),
+        (75, False, False, False, Outcome.failed),
+        (1, False, True, True, Outcome.diverged),
+        (75, False, True, True, Outcome.diverged),
+        (1, False, False, True, None),
+        (-9, False, False, True, None),
+        (-9, False, False, False, Outcome.failed),
+        (2, False, False, True, Outcome.refused),
+    ],
+)
+def test_what_an_attempt_comes_to(
+    code: int, pruned: bool, diverged: bool, may_retry: bool, outcome: Outcome | None
+) -> None:
+    assert outcome_of(code, pruned, diverged, may_retry) is outcome
