@@ -15,7 +15,7 @@ from data.storage import Prefix, open_prefix
 from launch.charts import bins_chart, loss_chart, picture, rate_chart
 from launch.findings import Findings, Samples, collect
 from training.evaluate import describe
-from training.track import start_wandb, wandb_image
+from training.tracking.wandb_run import start_wandb, wandb_image, wandb_key
 
 PAGE = "report.html"
 PICTURE = "report.png"
@@ -147,7 +147,8 @@ def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 def _track(out: Prefix, config: ReportCommand, findings: Findings, image: bytes) -> None:
     """The same in W&B, beside the training runs' own."""
-    run = start_wandb(out / "report", config.tracking, findings.run, folder=out.local)
+    key = wandb_key(config.tracking)
+    run = start_wandb(out / "report", config.tracking, findings.run, folder=out.local, key=key)
     if run is None:
         return
     content: dict[str, Any] = {"report": wandb_image(decode_image(image), "report")}
