@@ -148,11 +148,14 @@ def test_moments_survive_any_change_of_engine_and_ranks(runs: Path, latents: Pat
         (two_ranks, kind, folder / f"1-{kind}") for kind in ("single", "ddp", "zero1", "zero3")
     ]
     run_ranks(restore_and_save, 1, latents, moves)
-    back = [
+    back = [  # with the moves before, ZeRO 1, 2 and 3 in every change
         (folder / "1-single", "zero2", folder / "2-zero2"),
         (folder / "1-ddp", "zero1", folder / "2-zero1"),
         (folder / "1-zero1", "zero3", folder / "2-zero3"),
         (folder / "1-zero3", "ddp", folder / "2-ddp"),
+        (folder / "1-zero1", "zero2", folder / "2-zero2-of-1"),
+        (folder / "1-zero3", "zero2", folder / "2-zero2-of-3"),
+        (folder / "1-zero3", "zero1", folder / "2-zero1-of-3"),
     ]
     run_ranks(restore_and_save, 2, latents, back)
     wanted = adam_moments(checkpoint_of(two_ranks))

@@ -92,6 +92,15 @@ def test_in_fp16_the_loss_scale_falls_first(poisoned: Path, tmp_path: Path) -> N
     assert json.loads(report.read_text())["samples_seen"] == 128
 
 
+def test_a_run_resumes_when_no_update_was_ever_applied(tmp_path: Path) -> None:
+    write_latents(tmp_path / "bad", shards=[8], nan_in="0-003")  # in every batch
+    settings = ("guards.nonfinite=skip", *EVERY_STEP)
+    for samples in (16, 32):
+        train_small(tmp_path / "bad", tmp_path / "run", f"train.samples={samples}", *settings)
+    progress = checkpoint_of(tmp_path / "run").progress
+    assert (progress.updates, progress.skipped) == (4, 4)
+
+
 def test_a_run_with_a_skipped_batch_resumes_bit_for_bit(poisoned: Path, tmp_path: Path) -> None:
     for name, parts in {"whole": [48], "parts": [8, 16, 24, 32, 40, 48]}.items():
         for samples in parts:

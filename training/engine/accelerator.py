@@ -125,12 +125,24 @@ def bucket_size(parameters: int) -> int:
     return min(-(-parameters // 1024) * 1024, LARGEST_BUCKET)
 
 
+def most_gathered(parameters: int) -> int:
+    """Elements of weights that a rank may keep under ZeRO-3 after it has sent for them.
+
+    Args:
+        parameters: Size of the model.
+    """
+    return parameters // 4
+
+
 def _stage3_config(parameters: int) -> dict[str, Any]:
     """How many weights a rank may hold beyond its share."""
     return {
         # Small parameters stay whole on every rank, for a message each would cost more time than
         # they take memory. DeepSpeed's own limit is 100,000, which is all of a small model.
         "stage3_param_persistence_threshold": largest_whole(parameters),
+        # By DeepSpeed's defaults, a billion, most models would stay whole once they are gathered.
+        "stage3_max_live_parameters": most_gathered(parameters),
+        "stage3_max_reuse_distance": most_gathered(parameters),
     }
 
 

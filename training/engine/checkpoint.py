@@ -203,12 +203,14 @@ def require_checkpoint(out: Prefix) -> Checkpoint:
 
 def restore_optimizer(engine: Engine, checkpoint: Checkpoint) -> None:
     """Put the optimizer's state back, whatever engine and number of ranks wrote it."""
+    applied = checkpoint.progress.updates - checkpoint.progress.skipped
+    if not applied:  # there is no state yet
+        return
     runs = checkpoint.runs(OPTIMIZER)
 
     def read(parameter: str, state: str, start: int, length: int) -> Tensor:
         return _cut(runs[parameter, state], start, length)
 
-    applied = checkpoint.progress.updates - checkpoint.progress.skipped
     restore_fragments(engine, applied, read)
 
 

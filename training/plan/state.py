@@ -8,13 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from conf.enums import EngineKind, OptimizerKind
-from training.engine.accelerator import bucket_size, largest_whole
+from training.engine.accelerator import bucket_size, largest_whole, most_gathered
 
 BYTES = 4
 ALIGNED = 2  # elements of which each rank's part is a multiple under ZeRO-1 and 2
-# Elements of weights that ZeRO-3 keeps after it has sent for them: DeepSpeed's own defaults,
-# stage3_max_live_parameters and stage3_max_reuse_distance.
-MOST_GATHERED = 1_000_000_000
 # bitsandbytes: numbers of a moment in 8 bits that share a largest one, and the least parameter of
 # which moments are in 8 bits.
 BLOCK, LEAST_IN_BYTES = 256, 4096
@@ -122,7 +119,7 @@ def _zero3(sizes: Sequence[int], ranks: int, offload: Offload) -> State:
     # On one rank, weights that are sent for are the share itself, if it is on the device.
     copied = sizes if ranks > 1 or offload.parameters else []
     small = [size for size in copied if size <= largest_whole(sum(sizes))]
-    gathered = min(sum(copied) - sum(small), MOST_GATHERED)
+    gathered = min(sum(copied) - sum(small), most_gathered(sum(sizes)))
     buffers = BYTES * (bucket_size(sum(sizes)) + gathered)
     # The shares of the weights and their average, and what the optimizer works on.
     plain, average = (0, 0) if offload.parameters else (share, share)

@@ -1,0 +1,102 @@
+"""Training on one GPU: `ldm train` on cached latents beside diffusers' example loop.
+
+    python -m benchmarks.gpu                        # Stable Diffusion 2's UNet, bf16: half an hour
+    python -m benchmarks.gpu 64x64 --repeats 5 --keep
+    python -m benchmarks.gpu tiny --repeats 1       # anywhere, in a minute: a look at the script
+
+Programs run one after the other and again, each in a process and an environment of its own. MFU is
+told against the data sheet and against a matrix product that is measured beside it.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.environments import DIFFUSERS, OURS, Environment, python_of
+from benchmarks.gpus.work import CASES
+from benchmarks.tables import keep, median, spread, table
+
+ROOT = Path(__file__).parents[1]
+PROGRAMS: dict[str, tuple[str, str, Environment]] = {
+    "`ldm train`": ("ours", "plain", OURS),
+    "`ldm train`, compiled": ("ours", "compiled", OURS),
+    "`ldm train`, a checkpoint every 100 steps": ("ours", "saving", OURS),
+    "diffusers' example, cached inputs": ("diffusers_example", "cached", DIFFUSERS),
+    "diffusers' example, uncached": ("diffusers_example", "uncached", DIFFUSERS),
+}
+
+
+def measure(case: str, folder: Path, repeats: int, names: Sequence[str]) -> str:
+    """The table of a case."""
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    for _ in range(repeats):
+        for name, runs in found.items():
+            runs.append(_program(case, folder, *PROGRAMS[name]))
+            print(f"{case}: {name}: {runs[-1]['images_per_second']:.1f} images/s", flush=True)
+    first = found[names[0]]
+    ours = median([run["images_per_second"] for run in first])
+    rows = [_row(name, runs, ours) for name, runs in found.items()]
+    peak, product = first[0]["peak"], median([run["product"] for run in first])
+    title = (
+        f"Images/s at {case} latents, batch {CASES[case].batch}, bf16, on one {first[0]['device']} "
+        f"({peak / 1e12:,.1f} TFLOP/s by {'its data sheet' if peak != product else 'measurement'}, "
+        f"{product / 1e12:,.1f} by a matrix product)"
+    )
+    columns = ["", "images/s", "of the first", "MFU", "MFU of the product", "waiting", "GB"]
+    return table(title, columns, rows)
+
+
+def _row(name: str, runs: Sequence[dict[str, Any]], ours: float) -> list[str]:
+    speeds = [run["images_per_second"] for run in runs]
+    row = [name, spread(speeds, 1), f"{median(speeds) / ours:.2f}x"]
+    if "mfu" not in runs[0]:
+        return [*row, "", "", "", ""]
+    mfu = median([run["mfu"] for run in runs])
+    of_product = median([run["mfu"] * run["peak"] / run["product"] for run in runs])
+    waiting, memory = (median([run[key] for run in runs]) for key in ("waiting", "memory"))
+    return [*row, f"{mfu:.1%}", f"{of_product:.1%}", f"{waiting:.2%}", f"{memory / 1e9:.1f}"]
+
+
+def _program(
+    case: str, folder: Path, module: str, way: str, environment: Environment
+) -> dict[str, Any]:
+    place = [str(folder)] if module == "ours" else []
+    done = subprocess.run(
+        [python_of(environment, folder), "-m", f"benchmarks.gpus.{module}", case, *place, way],
+        cwd=ROOT,
+        env=dict(os.environ),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("cases", nargs="*", choices=[[], *CASES], default=[])
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each program")
+    parser.add_argument("--folder", type=Path, default=Path("/tmp/latent-foundry-gpu"))
+    parser.add_argument("--without", nargs="*", default=[], choices=["compiled"], help="leave out")
+    parser.add_argument("--keep", action="store_true", help="write the tables to docs/results.md")
+    options = parser.parse_args()
+    options.folder.mkdir(parents=True, exist_ok=True)
+    names = [name for name, (_, way, _) in PROGRAMS.items() if way not in options.without]
+    for case in options.cases or [case for case in CASES if case != "tiny"]:
+        text = measure(case, options.folder, options.repeats, names)
+        print(f"\n{text}", flush=True)
+        if options.keep:
+            keep(f"gpu {case}", text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Programs that train on one GPU; see `benchmarks.gpu`."""
