@@ -1,5 +1,12 @@
 """The exceptions that the command line prints as one line."""
 
+import re
+
+
+def without_credentials(text: str) -> str:
+    """A text in which URLs have no user and password."""
+    return re.sub(r"(?<=://)[^/\s@'\"]+@", "***@", text)
+
 
 class UserError(Exception):
     """A setting, path or input that the user has to change; exit code 2.
@@ -15,7 +22,7 @@ class UserError(Exception):
         super().__init__(setting, wrong, remedy)  # all of them, so that it can be pickled
 
     def __str__(self) -> str:
-        return f"{self.setting}: {self.wrong}; {self.remedy}"
+        return without_credentials(f"{self.setting}: {self.wrong}; {self.remedy}")
 
 
 class RunError(Exception):

@@ -167,6 +167,15 @@ class TrackingConfig:
     project: str = setting("W&B project", "latent-foundry")
     group: str | None = setting("W&B group of the run; null is none", None)
     tags: list[str] = setting("W&B tags of the run", [])
+    key_file: str | None = setting(
+        "text file with the W&B key; null takes WANDB_API_KEY, or what `wandb login` has kept", None
+    )
+    wandb_seconds: float = setting(
+        "how long W&B may take to answer at the start, where the run is then kept offline, and to take "
+        "what is left at the end; training waits only for the latter",
+        60.0,
+        low=1,
+    )
 
 
 @dataclass(kw_only=True, slots=True)
@@ -174,6 +183,15 @@ class MetricsConfig(TrackingConfig):
     """The record of a training: metrics.jsonl always, Weights & Biases beside it."""
 
     log_every_samples: int = setting("samples between two lines of metrics", 1000, low=1)
+    tensorboard: bool = setting("write TensorBoard events to out/tensorboard too", False)
+    histograms_every_samples: int = setting(
+        "samples between two histograms of every weight, for TensorBoard and W&B; 0 is none",
+        0,
+        low=0,
+    )
+    stall_seconds: float = setting(
+        "an alert is sent when nothing has got on for so long; 0 is never", 300.0, low=0
+    )
 
 
 @dataclass(kw_only=True, slots=True)

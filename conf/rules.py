@@ -40,6 +40,7 @@ def check(config: Any) -> None:
         UserError: The first rule that does not hold.
     """
     _bounds(config)
+    _no_credentials(config)
     _classes(getattr(config, "text_encoder", None))
     match config:
         case ShardCommand():
@@ -425,6 +426,22 @@ def _prompts(prompts: Any) -> None:
             "give a list, prompts=['red apple','a cat'] or, of classes, [207,88], or the URL of a "
             "file",
         )
+
+
+def _no_credentials(config: Any, prefix: str = "") -> None:
+    """Refuse URLs that hold a user, a password or a signature: settings are kept and shown."""
+    for item in fields(config):
+        name, value = f"{prefix}{item.name}", getattr(config, item.name)
+        if is_dataclass(value):
+            _no_credentials(value, f"{name}.")
+        for text in value if isinstance(value, list) else [value]:
+            found = re.match(r"([\w+.-]+)://", text) if isinstance(text, str) else None
+            if found and (re.match(r"[^/]*@", text[found.end() :]) or "X-Amz-" in text):
+                raise UserError(  # the URL is not repeated here
+                    f"{name}={found[0]}...",
+                    "holds credentials, which would be kept with the run",
+                    "give them in the environment (AWS_ACCESS_KEY_ID and so on)",
+                )
 
 
 def _bounds(config: Any, prefix: str = "") -> None:

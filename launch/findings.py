@@ -17,7 +17,7 @@ from training.generate import PROMPTS
 from training.grids import FOLDER
 from training.meaning import Meaning, kept_meaning, meaning_of
 from training.run import read_run, run_config
-from training.track import read_metrics
+from training.tracking.files import read_metrics
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from launch.html import TEMPLATE, png, table
 from launch.sweep.page import report_sweep
 from launch.sweep.plan import is_sweep
 from training.evaluate import describe
-from training.track import start_wandb, wandb_image
+from training.tracking.wandb_run import start_wandb, wandb_image, wandb_key
 
 PAGE = "report.html"
 PICTURE = "report.png"
@@ -117,7 +117,8 @@ def _image(image: NDArray[np.uint8], alt: str = "") -> str:
 
 def _track(out: Prefix, config: ReportCommand, findings: Findings, image: bytes) -> None:
     """The same in W&B, beside the training runs' own."""
-    run = start_wandb(out / "report", config.tracking, findings.run, folder=out.local)
+    key = wandb_key(config.tracking)
+    run = start_wandb(out / "report", config.tracking, findings.run, folder=out.local, key=key)
     if run is None:
         return
     content: dict[str, Any] = {"report": wandb_image(decode_image(image), "report")}

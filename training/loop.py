@@ -14,6 +14,7 @@ from conf.rules import micro_batch
 from data.loader import Loader
 from data.progress import peak_memory, progress, write_summary
 from data.retry import StoppedWaiting
+from data.say import say
 from data.storage import Prefix
 from training.averages import Averages
 from training.dry import ToCome
@@ -28,13 +29,16 @@ from training.engine.strategy import Engine
 from training.guards import Guards
 from training.names import VAL_LOSS
 from training.optim import learning_rate
+from training.pace import Pace
 from training.perf import Interval, Use
 from training.random import step_seed
 from training.run import TrainingConfigs
 from training.sizes import checkpoint_bytes, moment_bytes, snapshot_bytes
+from training.spread import weight_histograms
 from training.stop import Deadline, stop_flag
 from training.task import Task
 from training.track import Tracker
+from training.tracking.stall import Stall
 
 
 class Loop:
@@ -59,7 +63,7 @@ class Loop:
         self.averages = averages
         self.use = use
         self.began = time.perf_counter()
-        self.interval = Interval()
+        self.interval, self.pace = Interval(), Pace(engine.device)
         self.guards = Guards(
             config.guards, engine, task.data, task.losses, out, _to_come(engine, config)
         )
@@ -80,7 +84,8 @@ class Loop:
         total, main = self.config.train.samples, self.engine.world.main
         shown = progress(self.task.command, total, self.progress.samples_seen, shown=main)
         done = False
-        with stop_flag(self.task.data.stop_waiting) as stop, shown as meter, self.heart:
+        flag = stop_flag(self.task.data.stop_waiting)
+        with flag as stop, shown as meter, self.heart, self._stalls():
             for micro_batches, waited in self._batches():
                 # Asked before the step: a rank that stopped waiting for data has none to make.
                 told = stop.requested or self.deadline.near(self.saver.seconds)
@@ -92,11 +97,14 @@ class Loop:
                     self.interval.leave_out(spent)
                 means = self._step(micro_batches)
                 self.interval.add(waited, self.config.batch_size)
+                self.pace.step(waited, self.config.batch_size // self.engine.world.size)
                 meter.advance(self.config.batch_size, f"loss {means['loss']:.4f}{self.use}")
                 done = self.progress.samples_seen >= total
                 if done or self._due(self.config.tracking.log_every_samples):
                     self._log(means, meter.seconds_left)
                 self._watch(done)
+                if self._due(self.config.tracking.histograms_every_samples):
+                    self._spread()
                 if self._due(self.config.guards.digest_every_samples):
                     self.guards.compare_ranks()
                 self._keep_averages()
@@ -151,11 +159,15 @@ class Loop:
         rate = learning_rate(config.optimizer, seen, config.train.samples)
         means = self.engine.update(
             self.heart.each(micro_batches),
-            lambda batch: self.task.losses(self.engine.model, batch, self.engine.device),
+            self.pace.timed(
+                lambda batch: self.task.losses(self.engine.model, batch, self.engine.device)
+            ),
             rate,
             self.progress.loss_scale.factor if self.progress.loss_scale else 1.0,
         )
         after = self.guards.after_step(self.progress, means, micro_batches)
+        if after.skipped - after.overflows > self.progress.skipped - self.progress.overflows:
+            self.tracker.alert("not finite", f"a batch was passed over after {seen:,} samples")
         self.progress = replace(
             after, samples_seen=seen + config.batch_size, updates=after.updates + 1
         )
@@ -179,7 +191,7 @@ class Loop:
         return bool(every) and seen // every > (seen - self.config.batch_size) // every
 
     def _log(self, means: dict[str, float], seconds_left: float) -> None:
-        figures = self.interval.close()
+        figures = self.interval.close() | self.pace.figures(self.engine)
         figures["mfu"] = self.use.of(figures["images_per_second"])
         figures["seconds_left"] = seconds_left
         if self.engine.device.type == "cuda":
@@ -191,6 +203,23 @@ class Loop:
             self.stall_told = stalled
         values = {**means, **figures, "peak_memory": self._peak_memory()}
         self.tracker.log(self.progress.samples_seen, values)
+
+    def _spread(self) -> None:
+        began = time.perf_counter()
+        histograms = weight_histograms(self.engine)
+        self.tracker.spread(self.progress.samples_seen, histograms)
+        self.interval.leave_out(time.perf_counter() - began)
+
+    def _stalls(self) -> Stall:
+        """What tells people that nothing gets on; on rank 0, with which the others stall."""
+
+        def tell(line: str) -> None:
+            told = f"after {self.progress.samples_seen:,} samples {line}"
+            say(f"{self.task.command}: {told}")
+            self.tracker.alert("stall", told)
+
+        seconds = self.config.tracking.stall_seconds if self.engine.world.main else 0.0
+        return Stall(seconds, lambda: self.heart.beats, tell)
 
     def _watch(self, done: bool) -> None:
         """Take the looks that are due, before a checkpoint: what it says was seen, was seen."""

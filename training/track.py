@@ -1,48 +1,56 @@
-"""The record of a run: metrics.jsonl, and the same in Weights & Biases."""
+"""The record of a run: metrics.jsonl always, TensorBoard and Weights & Biases by choice.
 
-import contextlib
-import json
-import os
-import secrets
-import tempfile
+Training never waits for any of it: what is logged goes into memory and into bounded queues, and
+threads bring it to where it belongs. What must be there is written with each checkpoint.
+"""
+
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from conf.enums import TrackingKind
-from conf.errors import UserError
-from conf.groups import TrackingConfig
-from data.image import encode_png
+from conf.groups import MetricsConfig, TrackingConfig
+from data.say import say
 from data.storage import Prefix
+from training.tracking.behind import Behind
+from training.tracking.board import Board, require_board
+from training.tracking.files import METRICS, RunFiles, read_metrics
+from training.tracking.offline_file import last_step
+from training.tracking.sink import Histogram, Saved, Sink
+from training.tracking.wandb_run import (
+    WandbSink,
+    run_id,
+    start_wandb,
+    wandb_folder,
+    wandb_key,
+)
 
-METRICS = "metrics.jsonl"
-WANDB_ID = "wandb_id"
-WANDB_SERVICE = "WANDB_SERVICE"  # where a process that W&B runs in leaves its service's address
+__all__ = ["METRICS", "Tracker", "read_metrics"]
+
 SECONDS_BETWEEN_WRITES = 15.0
-
-
-def read_metrics(out: Prefix) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl; none if there is no such file."""
-    try:
-        lines = out.read(METRICS).decode().splitlines()
-    except FileNotFoundError:
-        return []
-    return [json.loads(line) for line in lines]
+SECONDS_FOR_FILES = 60.0  # that the last write to a slow disk or store may take
 
 
 class Tracker:
-    """Keeps the metrics of a run; made on every rank, writes on one.
+    """Keeps the record of a run; made on every rank, writes on one.
 
     Args:
         out: The run.
-        config: Whether and how W&B is used.
+        config: What keeps it besides metrics.jsonl.
         settings: The run's resolved configuration.
         samples_seen: Where the run goes on: later lines, of a process that died, are dropped.
         main: Whether this rank writes.
+        known: The W&B id that the run's checkpoint says.
+        lineage: What the run came from, as `training.tracking.lineage` has it.
+
+    Attributes:
+        wandb_id: Of the W&B run; None where there is none, or on ranks that do not write.
+
+    Raises:
+        UserError: W&B or TensorBoard is asked for and cannot be used.
     """
 
     def __init__(
@@ -52,113 +60,91 @@ class Tracker:
         settings: dict[str, Any],
         samples_seen: int,
         main: bool,
+        known: str | None = None,
+        lineage: Mapping[str, Any] | None = None,
     ) -> None:
-        self._out = out
         self._main = main
-        self._lines = (
-            [x for x in read_metrics(out) if x["samples_seen"] <= samples_seen] if main else []
-        )
+        self.wandb_id: str | None = None
+        self._sinks: list[tuple[Behind[Sink], float]] = []
+        if not main:
+            return
+        self._files = RunFiles(out, samples_seen)
         self._written = time.monotonic()
-        self._wandb = start_wandb(out, config, settings) if main else None
+        self._storage = Behind[None](METRICS, lambda: None, lambda _: None)
+        if isinstance(config, MetricsConfig) and config.tensorboard:
+            require_board()
+            board = Behind[Sink]("TensorBoard", lambda: Board(out, samples_seen), _close)
+            self._sinks.append((board, SECONDS_FOR_FILES))
+        if config.kind is not TrackingKind.off:
+            key, lines = wandb_key(config), tuple(self._files.lines)
+            self.wandb_id = identity = run_id(out, known)
 
-    def log(self, samples_seen: int, values: dict[str, float]) -> None:
+            def begin() -> Sink:
+                folder = wandb_folder(out)
+                told = {**settings, "lineage": dict(lineage or {})}
+                there = last_step(folder, identity)  # before there is a file of this process
+                run = start_wandb(out, config, told, folder, identity, key)
+                sink = WandbSink(run, there, lines, samples_seen)
+                for one in (lineage or {}).get("data", ()):
+                    sink.reads(one)
+                return sink
+
+            wandb = Behind[Sink]("W&B", begin, _close)
+            # For an answer at the start, if that is still to come, and one at the end.
+            self._sinks.append((wandb, 2 * config.wandb_seconds + SECONDS_FOR_FILES))
+
+    def log(self, samples_seen: int, values: Mapping[str, float]) -> None:
         """Record the values at a place of the run."""
         if not self._main:
             return
-        line = {"samples_seen": samples_seen, **values}
-        self._lines.append(line)
-        if self._wandb:
-            self._wandb.log(line)
+        self._files.add({"samples_seen": samples_seen, **values})
+        self._tell(lambda sink: sink.log(samples_seen, values))
         if time.monotonic() - self._written > SECONDS_BETWEEN_WRITES:
-            self.write()
+            self._write_behind()
 
     def show(self, samples_seen: int, folder: str, picture: NDArray[np.uint8]) -> None:
         """Keep a picture (H, W, 3), uint8, as FOLDER/SAMPLES.png of the run, and log it."""
         if not self._main:
             return
-        self._out.write(f"{folder}/{samples_seen:09d}.png", encode_png(picture))
-        if self._wandb:
-            image = wandb_image(picture, f"after {samples_seen:,} samples")
-            self._wandb.log({"samples_seen": samples_seen, folder: image})
+        self._files.add_picture(f"{folder}/{samples_seen:09d}.png", picture)
+        self._tell(lambda sink: sink.show(samples_seen, folder, picture))
+        self._write_behind()
 
-    def write(self) -> None:
-        """Bring metrics.jsonl up to date."""
-        self.writer()()
+    def spread(self, samples_seen: int, histograms: Mapping[str, Histogram]) -> None:
+        """Record histograms in TensorBoard and W&B; metrics.jsonl has none."""
+        self._tell(lambda sink: sink.spread(samples_seen, histograms))
+
+    def alert(self, title: str, text: str) -> None:
+        """Have W&B call people; whoever calls this sees to a line in the log."""
+        self._tell(lambda sink: sink.alert(title, text))
+
+    def saved(self, checkpoint: Saved) -> None:
+        """Record a checkpoint that has been committed."""
+        self._tell(lambda sink: sink.saved(checkpoint))
 
     def writer(self) -> Callable[[], None]:
-        """What brings it up to now, whenever and in whichever thread it is called."""
-        lines = tuple(self._lines)
-
-        def write() -> None:
-            if self._main:
-                self._out.write(METRICS, "".join(json.dumps(x) + "\n" for x in lines).encode())
-                self._written = time.monotonic()
-
-        return write
+        """What brings the run's files up to now, whenever and in whichever thread it is called."""
+        return self._files.writer() if self._main else lambda: None
 
     def close(self) -> None:
-        """Write what is left and end the W&B run."""
-        self.write()
-        if self._wandb:
-            self._wandb.finish()
+        """Write what is left, and end every record, within bounds."""
+        if not self._main:
+            return
+        self._storage.close(SECONDS_FOR_FILES)
+        self.writer()()
+        for behind, seconds in self._sinks:
+            if not behind.close(seconds):
+                say(f"{behind.name} is not done after {seconds:g} s and is left to itself")
+
+    def _tell(self, call: Callable[[Sink], None]) -> None:
+        for behind, _ in self._sinks:
+            behind.put(call)
+
+    def _write_behind(self) -> None:
+        write = self.writer()
+        self._storage.put(lambda _: write())
+        self._written = time.monotonic()
 
 
-def start_wandb(
-    out: Prefix, config: TrackingConfig, settings: dict[str, Any], folder: Path | None = None
-) -> Any:
-    """A W&B run that a resumed run goes on in.
-
-    Args:
-        out: The run, or a part of it that has a W&B run of its own.
-        config: Whether and how W&B is used.
-        settings: The resolved configuration.
-        folder: Where W&B keeps its files; by default the run's folder, or the temporary one for a
-            remote run.
-
-    Returns:
-        wandb's run, or None if tracking is off.
-    """
-    if config.kind is TrackingKind.off:
-        return None
-    os.environ.setdefault("WANDB_SILENT", "true")
-    # A service inherited from a parent outlives a killed run and refuses to take it up again.
-    os.environ.pop(WANDB_SERVICE, None)
-    import wandb
-
-    if config.kind is TrackingKind.online and not wandb.api.api_key:
-        raise UserError(
-            "tracking.kind=online",
-            "needs a W&B key, and none is set",
-            "set WANDB_API_KEY, or choose tracking.kind=offline",
-        )
-    folder = folder or out.local or Path(tempfile.gettempdir()) / "latent-foundry"
-    folder.mkdir(parents=True, exist_ok=True)
-    run = wandb.init(
-        project=config.project,
-        name=out.url.rstrip("/").rsplit("/", 1)[-1],
-        id=_run_id(out),
-        group=config.group,
-        tags=config.tags,
-        resume="allow",
-        mode=config.kind.value,
-        dir=str(folder),
-        config=settings,
-        settings=wandb.Settings(console="off"),
-    )
-    run.define_metric("samples_seen")
-    run.define_metric("*", step_metric="samples_seen")
-    return run
-
-
-def _run_id(out: Prefix) -> str:
-    """An id that lies with the run, so that it is the run's own wherever the run is moved."""
-    with contextlib.suppress(FileExistsError):
-        out.create(WANDB_ID, secrets.token_hex(6).encode())
-    return out.read(WANDB_ID).decode()
-
-
-def wandb_image(image: NDArray[np.uint8], caption: str) -> Any:
-    """An image (H, W, 3) as W&B logs it."""
-    import wandb
-
-    return wandb.Image(image, caption=caption)
+def _close(sink: Sink) -> None:
+    sink.close()

@@ -27,7 +27,7 @@ from data.storage import open_prefix
 from training.device import pick_device
 from training.diffuse import train_denoiser
 from training.perf import device_peak, measured_peak
-from training.track import read_metrics
+from training.tracking.files import read_metrics
 
 SAMPLES, SHARDS = 512, 4
 SAVING_EVERY = 100  # steps

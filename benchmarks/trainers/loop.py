@@ -28,7 +28,7 @@ from data.storage import open_prefix
 from training.device import keep_freed_memory
 from training.diffuse import train_denoiser
 from training.models.unet import UNet
-from training.track import read_metrics
+from training.tracking.files import read_metrics
 
 DATA = "16 KB"
 BATCH = 16

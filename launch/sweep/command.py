@@ -28,7 +28,7 @@ from launch.sweep.record import (
 from launch.sweep.study import Held, Table
 from training.names import VAL_LOSS
 from training.stop import stop_flag
-from training.track import METRICS, read_metrics
+from training.tracking.files import METRICS, read_metrics
 
 POLL_SECONDS = 0.1
 FAILURES = "failures"

@@ -16,7 +16,8 @@ from launch.sweep.importance import FEWEST, importances
 from launch.sweep.plan import swept_in
 from launch.sweep.record import Outcome, Trial, best_command, folder_of, ranked, read_trials
 from training.names import VAL_LOSS
-from training.track import read_metrics, start_wandb, wandb_image
+from training.tracking.files import read_metrics
+from training.tracking.wandb_run import start_wandb, wandb_image
 
 FILE, PICTURE = "report.html", "report.png"
 

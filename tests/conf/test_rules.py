@@ -445,3 +445,20 @@ def test_settings_of_an_engine_are_refused_with_others(command, setting, taken):
             error = _refused(config)
             assert error.setting == f"engine.{setting}=true"
             assert "engine=zero" in error.remedy
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["s3://key:canary@bucket/run", "https://me:canary@host/x", "s3://b/x?X-Amz-Signature=canary"],
+)
+def test_a_url_with_credentials_is_refused_and_not_repeated(url):
+    for values in ({"out": url}, {"data__url": url}, {"data__also": ["s3://bucket/x", url]}):
+        error = _refused(_with("train", **values))
+        assert "holds credentials" in str(error)
+        assert "canary" not in str(error)
+
+
+def test_no_error_repeats_the_password_of_a_url():
+    with pytest.raises(UserError) as caught:
+        compose_config("train", ["dta.url=https://me:canary@host/x"])
+    assert "canary" not in str(caught.value)

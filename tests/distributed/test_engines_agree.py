@@ -9,7 +9,7 @@ from data.storage import open_prefix
 from tests.helpers.engines import train_in_turn
 from tests.helpers.latents import adam_moments, assert_close, checkpoint_of
 from tests.helpers.ranks import run_ranks
-from training.track import read_metrics
+from training.tracking.files import read_metrics
 
 # A large eps makes a step proportional to the gradient: with the usual one Adam hides the
 # gradient's scale, and turns noise in gradients that ought to be zero into whole steps.

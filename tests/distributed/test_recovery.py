@@ -14,7 +14,7 @@ from tests.helpers.engines import train_in_turn
 from tests.helpers.latents import adam_moments, assert_close, assert_equal, checkpoint_of
 from tests.helpers.lives import Kill, train_through_kills
 from tests.helpers.ranks import run_ranks
-from training.track import read_metrics
+from training.tracking.files import read_metrics
 
 KILLS = int(os.environ.get("LDM_TEST_KILLS", "20"))
 BATCH = 8

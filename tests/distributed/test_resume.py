@@ -29,7 +29,7 @@ from training.engine.checkpoint import restore_optimizer
 from training.engine.shares import kept_of
 from training.loss_scale import LossScale
 from training.run import read_run
-from training.track import read_metrics
+from training.tracking.files import read_metrics
 
 ENGINES = (("single", 1), ("ddp", 2), ("zero1", 2), ("zero2", 2), ("zero3", 2))
 WAYS = {f"{kind}": (ranks, (f"engine={kind}",)) for kind, ranks in ENGINES} | {

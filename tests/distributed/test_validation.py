@@ -13,7 +13,7 @@ from tests.helpers.datasets import run_shard
 from tests.helpers.engines import train_in_turn
 from tests.helpers.latents import assert_equal, checkpoint_of
 from tests.helpers.ranks import run_ranks
-from training.track import read_metrics
+from training.tracking.files import read_metrics
 
 TRAINING = ("unet.dropout=0", "optimizer.lr=0.1", "optimizer.eps=1e-2", "train.samples=16")
 WATCHED = (

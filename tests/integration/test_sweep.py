@@ -17,7 +17,7 @@ from launch.sweep.command import sweep
 from launch.sweep.record import Outcome, Trial, ranked, read_trials
 from tests.helpers.commands import ldm, running_ldm, wait_for_end, wait_until
 from tests.helpers.latents import SMALL_UNET, write_latents
-from training.track import read_metrics
+from training.tracking.files import read_metrics
 
 EVERY = 80
 SETTINGS = (

@@ -18,7 +18,7 @@ from tests.helpers.latents import SMALL_UNET, adam_moments, assert_equal, write_
 from tests.helpers.processes import installed_script, log_tail
 from tests.helpers.s3 import SeaweedFS, start_seaweedfs
 from training.engine.checkpoint import Checkpoint, checkpoint_steps, latest_checkpoint
-from training.track import read_metrics
+from training.tracking.files import read_metrics
 
 HANG_SECONDS, GRACE = 5.0, 15.0
 SAMPLES, BATCH = 640, 8

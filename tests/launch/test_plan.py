@@ -15,7 +15,7 @@ from launch.cli import run
 from tests.helpers.latents import SMALL_UNET, write_latents
 from tests.helpers.raw_images import write_raw
 from training.plan.fed import stored_bytes
-from training.track import METRICS
+from training.tracking.files import METRICS
 
 RECIPES = [name for name in group_choices("experiment") if not name.endswith("_autoencoder")]
 EMOJI = ("experiment=emoji", "plan.gpu=L4", "plan.image_size=64", "plan.text_width=384")

@@ -20,7 +20,7 @@ from tests.helpers.raw_images import write_raw
 from training.diffuse import load_trained
 from training.evaluate import evaluate
 from training.generate import generate
-from training.track import read_metrics
+from training.tracking.files import read_metrics
 
 NAMES = ["apple", "bear", "cat"]
 CLASSES = ("text_encoder=classes", "text_encoder.path=classes://3")

@@ -22,7 +22,7 @@ from training.engine.checkpoint import file_name
 from training.engine.pieces import EMA, MODEL
 from training.guards import Spikes, check_digests, weights_digest
 from training.stop import Deadline
-from training.track import read_metrics
+from training.tracking.files import read_metrics
 
 EVERY_STEP = (
     "checkpoint.every_samples=8",

@@ -12,7 +12,7 @@ from data.storage import open_prefix
 from tests.helpers.latents import CHANNELS, SMALL_UNET, checkpoint_of, train_small, write_latents
 from training.diffuse import train_denoiser
 from training.models.unet import UNet
-from training.track import read_metrics
+from training.tracking.files import read_metrics
 
 RECIPES = [name for name in group_choices("experiment") if not name.endswith("_autoencoder")]
 TINY = (

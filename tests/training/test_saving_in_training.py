@@ -11,7 +11,7 @@ from conf.errors import RunError
 from data.storage import Prefix, open_prefix
 from tests.helpers.latents import checkpoint_of, train_small, write_latents
 from training.engine.strategy import Engine
-from training.track import read_metrics
+from training.tracking.files import read_metrics
 
 EVERY_STEP = ("checkpoint.every_samples=8", "tracking.log_every_samples=8")
 

@@ -11,7 +11,9 @@ from conf.groups import TrackingConfig
 from data.image import decode_image
 from data.storage import open_prefix
 from tests.helpers.wandb_file import read_history, read_run_ids
-from training.track import Tracker, read_metrics, wandb_image
+from training.track import Tracker
+from training.tracking.files import read_metrics
+from training.tracking.wandb_run import start_wandb, wandb_image
 
 OFF = TrackingConfig(kind=TrackingKind.off)
 
@@ -63,7 +65,7 @@ def test_a_run_is_taken_up_while_wandb_runs_in_the_process_that_started_ours(
     """W&B leaves its service's address in the environment, and a service keeps a killed run."""
     monkeypatch.delenv("WANDB_MODE", raising=False)
     config = TrackingConfig(kind=TrackingKind.offline)
-    killed = Tracker(open_prefix(str(tmp_path), "out"), config, {}, 0, main=True)
+    killed = start_wandb(open_prefix(str(tmp_path), "out"), config, {})
     code = (
         "from tests.training.test_track import *\n"
         "config = TrackingConfig(kind=TrackingKind.offline)\n"
@@ -71,7 +73,7 @@ def test_a_run_is_taken_up_while_wandb_runs_in_the_process_that_started_ours(
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    killed.close()
+    killed.finish()
     assert done.returncode == 0, done.stderr
 
 

@@ -33,7 +33,7 @@ from training.diffusion.schedule import build_schedule
 from training.meaning import meaning_of
 from training.random import Purpose, generator
 from training.run import read_run
-from training.track import read_metrics
+from training.tracking.files import read_metrics
 from training.validate import UNIT_OF_SEVERAL_SIZES, bin_means, bin_sums, pieces
 
 SIZES = (SQUARE, (48, 80))

@@ -79,6 +79,7 @@ class Checkpoint:
         shapes: Of the whole parameters, by name.
         progress: Where the run was.
         val_loss: Of the last validation before it; None if there was none.
+        tracker: The id of the W&B run that holds the record; None if there was none.
     """
 
     folder: Prefix
@@ -86,6 +87,7 @@ class Checkpoint:
     shapes: Mapping[str, list[int]]
     progress: Progress
     val_loss: float | None
+    tracker: str | None = None
 
     def weights(self) -> dict[str, Tensor]:
         """Whole weights, on the CPU, by the names of the parameters."""
@@ -167,8 +169,14 @@ def latest_checkpoint(out: Prefix) -> Checkpoint | None:
 def read_checkpoint(out: Prefix, step: str) -> Checkpoint:
     """A committed checkpoint as its record has it; its files are checked when they are read."""
     commit = read_commit(out, step)
-    folder, progress = out / f"{FOLDER}/{step}", _parse_progress(commit)
-    return Checkpoint(folder, commit["files"], commit["shapes"], progress, commit["val_loss"])
+    return Checkpoint(
+        folder=out / f"{FOLDER}/{step}",
+        files=commit["files"],
+        shapes=commit["shapes"],
+        progress=_parse_progress(commit),
+        val_loss=commit["val_loss"],
+        tracker=commit.get("tracker"),
+    )
 
 
 def read_commit(out: Prefix, step: str) -> dict[str, Any]:

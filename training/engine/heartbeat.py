@@ -57,6 +57,11 @@ class Heartbeat:
         """Say that this rank gets on, and what it does now. Costs next to nothing."""
         self._at = (step, phase, self._at[2] + 1)
 
+    @property
+    def beats(self) -> int:
+        """How often it got on so far."""
+        return self._at[2]
+
     def again(self) -> None:
         """Say that this rank gets on with what it does."""
         self.beat(*self._at[:2])

@@ -77,6 +77,9 @@ class Saver:
         val_loss: Of the last validation, for the records; None before the first.
         on_wait: Called again and again while training waits for what is being written: this is no
             hang, for what writes has time limits of its own.
+        on_commit: Called on rank 0, in its thread, with the name and the record of a checkpoint
+            that is there.
+        tracker: Where the run's record goes on, for the records: the id of its W&B run.
         stalled: Seconds that training stood still for saving.
         seconds: What the last checkpoint took from its copy to its commit, as this rank saw it.
     """
@@ -86,6 +89,8 @@ class Saver:
     ) -> None:
         self.val_loss = val_loss
         self.on_wait: Callable[[], None] = _nothing
+        self.on_commit: Callable[[str, dict[str, Any]], None] = lambda *_: None
+        self.tracker: str | None = None
         self.stalled = self.seconds = 0.0
         self._out, self._engine, self._keep = out, engine, keep
         self._files: dict[str, StagedFile] = {}
@@ -124,7 +129,8 @@ class Saver:
         began = time.perf_counter()
         token = self._engine.gather(secrets.token_hex(8))[0]
         shapes = whole_shapes(self._engine)
-        commit = {**asdict(progress), "val_loss": self.val_loss, "shapes": shapes}
+        told = {"val_loss": self.val_loss, "tracker": self.tracker}
+        commit = {**asdict(progress), **told, "shapes": shapes}
         attempt = _Attempt(f"{progress.updates:08d}", token, commit, before_commit)
         self._staged.clear()
         arguments = (attempt, pieces, copy_point(self._engine.device, self._copies), began)
@@ -232,6 +238,7 @@ class Saver:
             if name not in files and name != COMMIT:
                 folder.remove(name)
         remove_others(self._out, attempt.step, self._keep)
+        self.on_commit(attempt.step, commit)
 
     def _others(self, folder: Prefix, attempt: _Attempt) -> Files:
         wanted = {attempt.record(rank) for rank in range(1, self._engine.world.size)}

@@ -11,7 +11,7 @@ from conf.errors import UserError
 from conf.plan import PlanConfig
 from data.storage import open_prefix
 from training.perf import PEAKS, Peak, device_peak, memory_of, peak_of
-from training.track import read_metrics
+from training.tracking.files import read_metrics
 
 
 @dataclass(frozen=True, slots=True)

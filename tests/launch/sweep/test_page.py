@@ -16,7 +16,7 @@ from data.storage import Prefix, open_prefix
 from launch.report import report
 from launch.sweep.plan import identity, read_plan, trial_overrides
 from launch.sweep.record import Outcome, Trial, best_command, folder_of, ranked, write_trial
-from training.track import METRICS
+from training.tracking.files import METRICS
 
 HOSTILE = "<script>alert(1)</script>"
 

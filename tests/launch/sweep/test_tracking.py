@@ -6,7 +6,7 @@ from conf.compose import compose_config, config_dict
 from data.storage import open_prefix
 from launch.sweep.plan import read_plan, trial_overrides
 from tests.helpers.wandb_file import read_records
-from training.track import start_wandb
+from training.tracking.wandb_run import start_wandb
 
 
 def test_a_trial_is_a_run_in_the_sweeps_group_with_what_was_chosen_as_tags(tmp_path: Path) -> None:
