@@ -1,6 +1,7 @@
 """Whatever stands in a setting reaches `ldm` as it is: through bash, and through YAML."""
 
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -24,21 +25,25 @@ ARGUMENTS = st.lists(TEXTS, min_size=50, max_size=50)
 
 
 def through_bash(folder: Path, script: str) -> list[str]:
-    """What a script gives `srun`, once bash has parsed it and run it."""
+    """What a script gives `srun`, once bash has parsed it and run it.
+
+    No other program is in its reach: what escaped its quotes would be a command.
+    """
     file = folder / "script"
     file.write_text(script)
     subprocess.run(["bash", "-n", str(file)], check=True)
-    fakes = 'srun() { printf \'%s\\0\' "$@"; }; scontrol() { echo n1; }; source "$1"'
-    bash = ["bash", "-c", fakes, "bash", str(file)]
-    told = {"SLURM_JOB_NODELIST": "n1", "SLURM_JOB_ID": "1", "PATH": "/usr/bin:/bin"}
-    done = subprocess.run(bash, env=told, capture_output=True, check=True)
+    fakes = "srun() { printf '%s\\0' \"$@\"; }; scontrol() { echo n1; }; head() { read -r n; }; "
+    fakes += 'source "$1"'
+    bash = [shutil.which("bash") or "bash", "-c", fakes, "bash", str(file)]
+    told = {"SLURM_JOB_NODELIST": "n1", "SLURM_JOB_ID": "1", "PATH": "/nowhere"}
+    done = subprocess.run(bash, cwd=folder, env=told, capture_output=True, check=True)
     assert done.stderr == b""
     return done.stdout.decode().split("\0")[:-1]
 
 
 def expanded(text: str) -> str:
-    """What Kubernetes makes of an argument where no variable is known: `$$` is a dollar."""
-    return re.sub(r"\$\$", "$", text)
+    """What Kubernetes makes of an argument: `$$` is a dollar, `$(NAME)` a variable's value."""
+    return re.sub(r"\$\$|\$\(\w+\)", lambda found: "$" if found[0] == "$$" else "VALUE", text)
 
 
 @settings(max_examples=SCRIPTS, deadline=None)
@@ -61,7 +66,15 @@ def test_a_manifest_hands_over_every_argument(arguments: list[str], value: str) 
     assert [expanded(one) for one in container["args"]] == arguments
     told = {pair["name"]: pair["value"] for pair in container["env"]}
     assert expanded(told["LIST"]) == value
-    assert not any(re.search(r"(?<!\$)(\$\$)*\$\(", one) for one in container["args"])
+
+
+@pytest.mark.parametrize("text", ["$(LDM_JOB)", "$$(LDM_JOB)", "a $$ b", "$", "$$$(LDM_JOB)$"])
+def test_no_variable_is_put_into_a_manifest(text: str) -> None:
+    cluster = KubernetesCluster(image="image", env=[f"LIST={text}"])
+    *_, job = yaml.safe_load_all(kubernetes_manifest("name", [text], cluster))
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    assert expanded(container["args"][0]) == text
+    assert text in [expanded(pair["value"]) for pair in container["env"]]
 
 
 @pytest.mark.parametrize("sign", ["\n", "\r", "\t", "\0", "\x1b", "\u2028", "\udc80"])
