@@ -149,6 +149,15 @@ def _training(config: AutoencoderCommand | TrainCommand) -> None:
             "is too short to tell a rank that hangs from one that is busy",
             f"give {LEAST_HANG:g} or more, or 0 for never",
         )
+    lengths = config.train.ema_lengths
+    if len(set(lengths)) < len(lengths) or (lengths and isinstance(config, AutoencoderCommand)):
+        raise UserError(
+            f"train.ema_lengths={lengths}",
+            "names one twice"
+            if isinstance(config, TrainCommand)
+            else "is of use to a denoiser only",
+            "give each length once, and none to `ldm autoencoder`",
+        )
     if config.checkpoint.keep_best and not (
         isinstance(config, TrainCommand) and config.validation.url
     ):

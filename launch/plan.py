@@ -83,7 +83,7 @@ def train_facts(plan: TrainPlan) -> Facts:
             f"{size(plan.checkpoint_bytes)} each, {plan.checkpoints:,} kept: "
             f"{size(plan.checkpoint_bytes * plan.checkpoints)}; "
             f"{duration(plan.checkpoint_seconds)} to write one, from "
-            f"{size(plan.checkpoint_bytes / plan.ranks)} of host memory a rank",
+            f"{size(plan.staged_bytes)} of host memory a rank",
         ),
     )
 

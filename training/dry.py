@@ -21,15 +21,28 @@ from data.memory import Memory, host_memory
 from data.progress import peak_memory
 from training.diagnose import sample_names
 from training.ema import pointed
-from training.engine.shares import whole_weights, without_gathering
+from training.engine.shares import size_of, whole_weights, without_gathering
 from training.engine.strategy import Engine
 from training.perf import Losses
 from training.random import noted_draws
 
-# Bytes a parameter: of AdamW's moments, of those of its kind in 8 bits, and of the copy in host
-# memory that a checkpoint is written from, over all ranks.
-MOMENTS, MOMENTS_8BIT, STAGED = 8, 2, 16
 REMEDY = "give a smaller micro_batch_size, engine.recompute=true, or another engine"
+
+
+@dataclass(frozen=True, slots=True)
+class ToCome:
+    """Bytes that training takes after its first batch.
+
+    Args:
+        moments: Of the optimizer, over all parameters.
+        copies: In host memory, that checkpoints are written from, over all ranks.
+    """
+
+    moments: int = 0
+    copies: int = 0
+
+
+NOTHING = ToCome()
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +71,7 @@ def dry_batch(
     batch: Any,
     may_skip: bool,
     free_memory_share: float,
+    to_come: ToCome = NOTHING,
 ) -> str:
     """Try a rank's first micro-batch, forward and backward, together with all other ranks.
 
@@ -68,6 +82,7 @@ def dry_batch(
         batch: The micro-batch.
         may_skip: Whether a batch that is not finite may be passed over.
         free_memory_share: Of its memory that each rank has to have left.
+        to_come: What is taken later.
 
     Returns:
         What was found, in a line.
@@ -76,8 +91,7 @@ def dry_batch(
         RunError: Names the rank, and what is wrong there.
     """
     began = time.perf_counter()
-    own_weights = list(engine.module.parameters())
-    parameters = sum(getattr(one, "ds_numel", one.numel()) for one in own_weights)
+    parameters = sum(map(size_of, engine.module.parameters()))
     # Whole weights and their gradients, which no rank holds in training.
     lacking = engine.weights_in_shares and _room(engine) < 2 * 4 * parameters
     tried = []
@@ -87,7 +101,7 @@ def dry_batch(
         return "the first micro-batch is not tried: there is no room for whole gradients"
     check_tried(tried, may_skip)
     # Measured when every rank holds what it takes; shares take less than what was held here.
-    memory, peaks = engine.gather(_memory(engine, parameters)), engine.gather(_peak(engine))
+    memory, peaks = engine.gather(_memory(engine, to_come)), engine.gather(_peak(engine))
     if engine.zero_stage < 2:
         check_memory(memory, free_memory_share)
     if engine.device.type == "cuda":
@@ -205,23 +219,23 @@ def _same_buffers(module: nn.Module) -> Iterator[None]:
             buffer.copy_(values)
 
 
-def _memory(engine: Engine, parameters: int) -> Memory | None:
+def _memory(engine: Engine, to_come: ToCome) -> Memory | None:
     """What this rank's device has left when all is there that training takes, as far as is known.
 
     Adam's moments come at its first step; on the CPU, so do copies for checkpoints. The memory of
     the trial counts as taken: allocators keep it for the steps to come.
     """
-    each = MOMENTS if isinstance(engine.optimizer, torch.optim.AdamW) else MOMENTS_8BIT
-    moments = 0 if engine.zero_stage or engine.optimizer.state else each * parameters
+    moments = 0 if engine.optimizer.state else to_come.moments
+    if engine.zero_stage:
+        moments //= engine.world.size
     if engine.device.type == "cuda":
         free, total = torch.cuda.mem_get_info(engine.device)
         return Memory(free - moments, total)
     memory = host_memory()
     if memory is None:
         return None
-    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    own = moments + STAGED * parameters // engine.world.size
-    return Memory(memory.free - ranks_here * own, memory.total)
+    own = moments + to_come.copies // engine.world.size
+    return Memory(memory.free - _ranks_here() * own, memory.total)
 
 
 def _room(engine: Engine) -> float:
@@ -229,7 +243,12 @@ def _room(engine: Engine) -> float:
     if engine.device.type == "cuda":
         return float(torch.cuda.mem_get_info(engine.device)[0])
     memory = host_memory()
-    return float("inf") if memory is None else float(memory.free)
+    return float("inf") if memory is None else memory.free / _ranks_here()
+
+
+def _ranks_here() -> int:
+    """Ranks of this machine, which share its memory."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def _peak(engine: Engine) -> int:

@@ -17,7 +17,7 @@ from data.corpus import Corpus
 from data.say import say
 from data.storage import Prefix
 from training.diagnose import diagnosed, plain, sample_names, weights_not_finite
-from training.dry import dry_batch
+from training.dry import ToCome, dry_batch
 from training.ema import pointed
 from training.engine.checkpoint import Progress
 from training.engine.shares import whole_weights, without_gathering
@@ -89,13 +89,20 @@ class Guards:
         data: What is read, for the keys of samples.
         losses: Of the plain module, for a diagnosis.
         out: Where reports are written.
+        to_come: Memory that is taken after the first batch.
     """
 
     def __init__(
-        self, config: GuardsConfig, engine: Engine, data: Corpus, losses: Losses, out: Prefix
+        self,
+        config: GuardsConfig,
+        engine: Engine,
+        data: Corpus,
+        losses: Losses,
+        out: Prefix,
+        to_come: ToCome,
     ) -> None:
         self._config, self._engine, self._data = config, engine, data
-        self._losses, self._out = losses, out
+        self._losses, self._out, self._to_come = losses, out, to_come
         self._spikes = Spikes(config.spike_deviations)
 
     def before_steps(self, progress: Progress, micro_batch: Any) -> float:
@@ -122,6 +129,7 @@ class Guards:
                 micro_batch,
                 may_skip,
                 self._config.free_memory_share,
+                self._to_come,
             )
             if self._engine.world.main:
                 say(found)

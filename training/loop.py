@@ -16,19 +16,21 @@ from data.progress import peak_memory, progress, write_summary
 from data.retry import StoppedWaiting
 from data.storage import Prefix
 from training.averages import Averages
+from training.dry import ToCome
 from training.ema import averaged
 from training.engine.checkpoint import Progress
 from training.engine.heartbeat import Heartbeat
 from training.engine.pieces import average_pieces, pieces_of
 from training.engine.pulse import Phase
 from training.engine.saving import Saver
-from training.engine.shares import whole, without_gathering
+from training.engine.shares import size_of, whole, without_gathering
 from training.engine.strategy import Engine
 from training.guards import Guards
 from training.optim import learning_rate
 from training.perf import Interval, Use
 from training.random import step_seed
 from training.run import TrainingConfigs
+from training.sizes import checkpoint_bytes, moment_bytes, snapshot_bytes
 from training.stop import Deadline, stop_flag
 from training.task import Task
 from training.track import Tracker
@@ -58,13 +60,15 @@ class Loop:
         self.use = use
         self.began = time.perf_counter()
         self.interval = Interval()
-        self.guards = Guards(config.guards, engine, task.data, task.losses, out)
+        self.guards = Guards(
+            config.guards, engine, task.data, task.losses, out, _to_come(engine, config)
+        )
         self.deadline = Deadline(config.cluster.minutes)
         self.saver, self.snapshots = saver, snapshots
         self.stall_told = 0.0
         self.heart = Heartbeat(engine.world, config.guards.hang_seconds, start.updates)
         for one in (saver, snapshots):
-            one.on_wait = lambda: self.heart.beat(self.progress.updates, Phase.saving)
+            one.on_wait = self.heart.again
 
     def run(self) -> None:
         """Take all steps that are left, or as many as there is time for.
@@ -208,6 +212,7 @@ class Loop:
 
     def _save(self) -> None:
         self.heart.beat(self.progress.updates, Phase.saving)
+        self.snapshots.finish()  # or a run that goes on from here would never take it again
         # What is logged up to here is written before the checkpoint is committed.
         pieces = pieces_of(self.engine, self.averages.kept)
         self.saver.save(pieces, self.progress, self.tracker.writer())
@@ -229,3 +234,11 @@ class Loop:
             samples = self.progress.samples_seen - self.start.samples_seen
             seconds = time.perf_counter() - self.began
             write_summary(self.out, self.task.command, samples, seconds, memory)
+
+
+def _to_come(engine: Engine, config: TrainingConfigs) -> ToCome:
+    """What training takes besides what its first batch does."""
+    sizes = [size_of(parameter) for parameter in engine.module.parameters()]
+    lengths, kind = config.train.ema_lengths, config.optimizer.kind
+    copies = checkpoint_bytes(sizes, kind, lengths) + snapshot_bytes(sizes, lengths)
+    return ToCome(moment_bytes(sizes, kind), copies)

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-LONGEST = 12**-0.5  # the standard deviation of a plain mean, which is gamma = 0
-
 
 @dataclass(frozen=True, slots=True)
 class Profile:
@@ -34,16 +32,11 @@ def gamma_of(sigma_rel: float) -> float:
     The greatest root of (gamma + 1) / ((gamma + 2)^2 (gamma + 3)) = sigma_rel^2.
 
     Args:
-        sigma_rel: In (0, 12 ** -0.5].
+        sigma_rel: In (0, 12 ** -0.5]; the most is that of a plain mean.
     """
     inverse = sigma_rel**-2
     roots = np.roots([1.0, 7.0, 16.0 - inverse, 12.0 - inverse])
     return max(0.0, float(roots.real.max()))
-
-
-def sigma_rel_of(gamma: float) -> float:
-    """The relative length of a profile."""
-    return math.sqrt((gamma + 1) / ((gamma + 2) ** 2 * (gamma + 3)))
 
 
 def power_weight(samples_seen: int, batch_size: int, gamma: float) -> float:

@@ -16,12 +16,11 @@ from training.engine.world import current_world
 from training.loop import Loop
 from training.perf import Use, device_peak, meta_copy
 from training.rebuild import SNAPSHOTS
+from training.recompute import recompute_blocks
 from training.run import TrainingConfigs, claim_run
+from training.sizes import checkpoint_bytes
 from training.task import Task
 from training.track import Tracker
-
-# Weights, average and two moments, in float32; and each further average.
-BYTES_PER_PARAMETER, BYTES_PER_AVERAGE = 16, 4
 
 
 def train(config: TrainingConfigs, task: Task) -> None:
@@ -35,11 +34,11 @@ def train(config: TrainingConfigs, task: Task) -> None:
     out = open_prefix(config.out, "out")
     world = current_world()
     micro = micro_batch(config.batch_size, config.micro_batch_size, world.size)
-    parameters = sum(parameter.numel() for parameter in task.model.parameters())
+    sizes = [parameter.numel() for parameter in task.model.parameters()]
     # A new checkpoint is written before the oldest one goes.
     kept = config.checkpoint.keep_last + config.checkpoint.keep_best
-    each = BYTES_PER_PARAMETER + BYTES_PER_AVERAGE * len(config.train.ema_lengths)
-    out.require_writable(parameters * each * (kept + 1))
+    each = checkpoint_bytes(sizes, config.optimizer.kind, config.train.ema_lengths)
+    out.require_writable(each * (kept + 1))
     claim_run(out, config, task.command, task.data, task.identity, task.free, task.files)
     checkpoint = latest_checkpoint(out)
     start = checkpoint.progress if checkpoint else first_progress(config.engine.precision)
@@ -53,6 +52,8 @@ def train(config: TrainingConfigs, task: Task) -> None:
     if checkpoint:
         task.model.load_state_dict(checkpoint.weights())
     shapes = meta_copy(task.model)  # before an engine changes what the model does
+    if config.engine.recompute:
+        recompute_blocks(task.model)
     steps = config.batch_size // (micro * world.size)
     engine = build_engine(config.engine, config.optimizer, task.model, micro, steps)
     if len(set(engine.gather(start))) > 1:
@@ -61,7 +62,7 @@ def train(config: TrainingConfigs, task: Task) -> None:
     if world.main:
         origin = f"from {start.samples_seen:,} samples" if checkpoint else "from the start"
         stage = f"{config.engine.kind.value} on {world.size} ranks of {engine.device}"
-        say(f"{task.command}: {parameters / 1e6:.1f}M parameters, {stage}, {origin}; peak {peak}")
+        say(f"{task.command}: {sum(sizes) / 1e6:.1f}M parameters, {stage}, {origin}; peak {peak}")
     with contextlib.ExitStack() as closing:
         closing.callback(engine.close)
         tracker = Tracker(out, config.tracking, config_dict(config), start.samples_seen, world.main)

@@ -2,7 +2,9 @@
 
     python -m benchmarks.trainers.loop KIND FOLDER
 
-KIND is bare, deepspeed (Accelerate's plugin as it comes, stage 2), or an engine of `ldm train`.
+KIND is deepspeed (Accelerate's plugin as it comes, stage 2), an engine of `ldm train`, or both:
+some steps bare and some of `ldm train` in turn in one process, since two processes differ by more
+than what a loop costs.
 """
 
 import argparse
@@ -31,6 +33,7 @@ from training.track import read_metrics
 DATA = "16 KB"
 BATCH = 16
 WARM_UP, STEPS = 3, 20
+TURNS, STEPS_A_TURN = 8, 5
 SIZES: dict[str, Any] = {
     "channels": 64,
     "channel_mult": [1, 2, 4],
@@ -51,13 +54,13 @@ def latents_of(folder: Path) -> Path:
     return place
 
 
-def ldm_train(kind: str, folder: Path) -> float:
-    """Seconds of a step of `ldm train`, from its metrics."""
+def ldm_train(kind: str, folder: Path, count: int = STEPS) -> list[float]:
+    """Seconds of steps of `ldm train`, from its metrics."""
     out = folder / f"run-{kind}"
     if int(os.environ.get("RANK", "0")) == 0:
         shutil.rmtree(out, ignore_errors=True)
     settings = [f"unet.{name}={value}" for name, value in SIZES.items()]
-    steps = WARM_UP + STEPS
+    steps = WARM_UP + count
     arguments = [
         f"data.url={latents_of(folder)}",
         f"out={out}",
@@ -72,12 +75,12 @@ def ldm_train(kind: str, folder: Path) -> float:
     ]
     with contextlib.redirect_stdout(sys.stderr):
         train_denoiser(compose_config("train", [one.replace(" ", "") for one in arguments]))
-    lines = read_metrics(open_prefix(str(out), "out"))[WARM_UP:-1]
-    return statistics.median(BATCH / line["images_per_second"] for line in lines)
+    lines = read_metrics(open_prefix(str(out), "out"))[WARM_UP:]
+    return [BATCH / line["images_per_second"] for line in lines]
 
 
-def by_hand(kind: str) -> float:
-    """Seconds of a step of a loop that has its batch already."""
+def by_hand(kind: str, count: int = STEPS) -> list[float]:
+    """Seconds of steps of a loop that has its batch already."""
     keep_freed_memory()
     torch.manual_seed(0)
     (channels, side, _), (tokens, width) = SHAPES[DATA]
@@ -97,7 +100,7 @@ def by_hand(kind: str) -> float:
         model, optimizer = accelerator.prepare(model, optimizer)
         backward = accelerator.backward
     seconds = []
-    for _ in range(WARM_UP + STEPS):
+    for _ in range(WARM_UP + count):
         began = time.perf_counter()
         output = model(noisy, timesteps, captions, mask)
         backward(torch.nn.functional.mse_loss(output, target))
@@ -106,7 +109,16 @@ def by_hand(kind: str) -> float:
         optimizer.step()
         optimizer.zero_grad()
         seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds[WARM_UP:])
+    return seconds[WARM_UP:]
+
+
+def in_turn(folder: Path) -> dict[str, list[float]]:
+    """Seconds of steps of both, a few at a time."""
+    found: dict[str, list[float]] = {"bare": [], "single": []}
+    for _ in range(TURNS):
+        found["bare"] += by_hand("bare", STEPS_A_TURN)
+        found["single"] += ldm_train("single", folder, STEPS_A_TURN)
+    return found
 
 
 def _accelerator(batch: int) -> Any:
@@ -125,6 +137,11 @@ def _accelerator(batch: int) -> Any:
 
 if __name__ == "__main__":
     kind, folder = sys.argv[1], Path(sys.argv[2])
-    seconds = by_hand(kind) if kind in ("bare", "deepspeed") else ldm_train(kind, folder)
+    if kind == "both":
+        latents_of(folder)
+        told = in_turn(folder)
+    else:
+        steps = by_hand(kind) if kind == "deepspeed" else ldm_train(kind, folder)
+        told = {"seconds": statistics.median(steps)}
     if int(os.environ.get("RANK", "0")) == 0:
-        print(json.dumps({"seconds": seconds}))
+        print(json.dumps(told))

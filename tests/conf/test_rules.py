@@ -411,6 +411,17 @@ def test_validation_of_another_dataset_is_allowed():
     check(_with("train", validation__url="held_out", validation__prompts=["a red apple"]))
 
 
+@pytest.mark.parametrize(
+    ("command", "lengths", "wrong"),
+    [("train", [0.05, 0.05], "twice"), ("autoencoder", [0.05, 0.1], "denoiser only")],
+)
+def test_lengths_of_averages_that_are_of_no_use(command, lengths, wrong):
+    check(_with("train", train__ema_lengths=[0.05, 0.1]))
+    error = _refused(_with(command, train__ema_lengths=lengths))
+    assert error.setting == f"train.ema_lengths={lengths}"
+    assert wrong in error.wrong
+
+
 def test_a_time_limit_is_for_training():
     check(_with("train", cluster__minutes=60.0))
     assert _refused(_with("cache", cluster__minutes=60.0)).setting == "cluster.minutes=60.0"

@@ -12,9 +12,9 @@ from conf.training import EngineConfig, OptimizerConfig
 from training.device import autocast_forward, keep_freed_memory, lay_out_plainly
 from training.engine.accelerator import ZERO_STAGES, build_accelerator
 from training.engine.optimizers import build_optimizer
+from training.engine.shares import size_of
 from training.engine.strategy import Engine, flat_partitions
 from training.engine.world import World, current_world
-from training.recompute import recompute_blocks
 
 
 def build_engine(
@@ -38,8 +38,6 @@ def build_engine(
     """
     world = current_world()
     _check_ranks(config.kind, world)
-    if config.recompute:
-        recompute_blocks(model)
     accelerator = build_accelerator(
         config,
         optimizer_config.clip_norm,
@@ -99,7 +97,7 @@ def _check_zero(engine: Engine, config: EngineConfig) -> None:
     partitions, ranks = flat_partitions(engine), engine.world.size
     parameters: list[Any] = list(engine.module.parameters())
     own = sum(part.numel() for part in partitions)
-    every = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in parameters)
+    every = sum(map(size_of, parameters))
     # Each partition is padded to an even length; of ZeRO-3, each parameter's.
     padding = len(parameters) * ranks if engine.weights_in_shares else 1024 * ranks
     assert own <= every / ranks + padding, f"optimizer state is not partitioned: {config.kind}"

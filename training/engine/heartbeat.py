@@ -57,10 +57,14 @@ class Heartbeat:
         """Say that this rank gets on, and what it does now. Costs next to nothing."""
         self._at = (step, phase, self._at[2] + 1)
 
+    def again(self) -> None:
+        """Say that this rank gets on with what it does."""
+        self.beat(*self._at[:2])
+
     def each(self, items: Iterable[T]) -> Iterator[T]:
         """The same items; each one that is taken is a beat."""
         for item in items:
-            self.beat(*self._at[:2])
+            self.again()
             yield item
 
     def __enter__(self) -> "Heartbeat":

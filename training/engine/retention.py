@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 from data.storage import Prefix
@@ -73,9 +74,11 @@ def remove_others(out: Prefix, newest: str, keep: Keep) -> None:
     commits = {}
     for step in checkpoint_steps(out):
         if step <= newest:
-            commits[step] = read_commit(out, step)
-    seen = {step: commit["samples_seen"] for step, commit in commits.items()}
-    losses = {step: commit["val_loss"] for step, commit in commits.items()}
+            with suppress(ValueError, KeyError):  # one that is broken is not kept
+                commit = read_commit(out, step)
+                commits[step] = commit["samples_seen"], commit["val_loss"]
+    seen = {step: samples for step, (samples, _) in commits.items()}
+    losses = {step: loss for step, (_, loss) in commits.items()}
     kept = kept_steps(seen, losses, keep)
     for step in out.names(FOLDER):
         if step not in kept:

@@ -23,7 +23,7 @@ from training.engine.checkpoint import COMMIT, FOLDER, Progress, file_name
 from training.engine.pieces import Piece
 from training.engine.retention import Keep, remove_others
 from training.engine.shares import whole_shapes
-from training.engine.staging import CopyPoint, StagedFile, copy_point, stage
+from training.engine.staging import CopyPoint, StagedFile, copy_point, copy_stream, stage
 from training.engine.strategy import Engine
 
 LATEST = "latest"
@@ -90,6 +90,7 @@ class Saver:
         self._out, self._engine, self._keep = out, engine, keep
         self._files: dict[str, StagedFile] = {}
         self._thread: threading.Thread | None = None
+        self._copies = copy_stream(engine.device)
         self._staged = threading.Event()  # or given up
         self._staged.set()
         self._hook = engine.optimizer.register_step_pre_hook(lambda *_: self._wait_for_copy())
@@ -126,7 +127,7 @@ class Saver:
         commit = {**asdict(progress), "val_loss": self.val_loss, "shapes": shapes}
         attempt = _Attempt(f"{progress.updates:08d}", token, commit, before_commit)
         self._staged.clear()
-        arguments = (attempt, pieces, copy_point(self._engine.device), began)
+        arguments = (attempt, pieces, copy_point(self._engine.device, self._copies), began)
         self._thread = threading.Thread(
             target=self._write, args=arguments, name="checkpoint", daemon=True
         )
@@ -138,8 +139,7 @@ class Saver:
         if self._staged.is_set():
             return
         began = time.perf_counter()
-        while not self._staged.wait(POLL_SECONDS[1]):
-            self.on_wait()
+        self._staged.wait()
         self.stalled += time.perf_counter() - began
 
     def finish(self) -> None:
@@ -168,13 +168,14 @@ class Saver:
         """End without the other ranks; a checkpoint that is all but written may still come to be.
 
         Args:
-            grace: Seconds that rank 0 still waits for them.
+            grace: Seconds that this rank still writes, and rank 0 waits for the others.
         """
         self._grace = grace
         self._hook.remove()
         self._abandoned.set()
         if self._thread is not None:
-            self._thread.join()
+            # Beyond that it ends with the process: a commit that is not there was never given.
+            self._thread.join(grace + POLL_SECONDS[1])
             self._thread = None
 
     def _refusal(self, failed: dict[int, str]) -> str:

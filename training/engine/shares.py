@@ -53,7 +53,7 @@ def kept_of(engine: Engine, tensors: Mapping[str, Tensor]) -> list[Tensor]:
 
 def share_of(engine: Engine, parameter: Tensor) -> tuple[int, int]:
     """First element and number of elements of this rank's share of a parameter under ZeRO."""
-    every = _size(parameter)
+    every = size_of(parameter)
     size = _share_size(engine, every)
     start = min(engine.world.rank * size, every)
     return start, min(size, every - start)
@@ -93,7 +93,7 @@ def whole(engine: Engine, kept: Sequence[Tensor]) -> Iterator[Tensor]:
         if not engine.zero_stage:
             yield own
             continue
-        every = _size(parameter)
+        every = size_of(parameter)
         size = _share_size(engine, every)
         filled = own.new_zeros(size, device=engine.device)  # offloaded shares are in host memory
         filled[: own.numel()] = own
@@ -106,7 +106,7 @@ def _share_size(engine: Engine, numel: int) -> int:
     return -(-numel // engine.world.size)
 
 
-def _size(parameter: Tensor) -> int:
+def size_of(parameter: Tensor) -> int:
     """Elements of a parameter; what ZeRO-3 has emptied knows how many it had."""
     return int(getattr(parameter, "ds_numel", parameter.numel()))
 

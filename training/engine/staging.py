@@ -101,22 +101,27 @@ def header(layout: _Layout, ends: Sequence[int]) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class CopyPoint:
-    """From when on a device's numbers may be copied.
+    """From when on a device's numbers may be copied, and beside what.
 
     Args:
-        device: Where they are.
         event: On a GPU, what has to be computed first; None on a CPU, where it is.
+        stream: On a GPU, where the copies run.
     """
 
-    device: torch.device
     event: torch.cuda.Event | None = None
+    stream: torch.cuda.Stream | None = None
 
 
-def copy_point(device: torch.device) -> CopyPoint:
+def copy_stream(device: torch.device) -> torch.cuda.Stream | None:
+    """A stream of a GPU for copies; one for all of a run, since each keeps memory of its own."""
+    return torch.cuda.Stream(device) if device.type == "cuda" else None
+
+
+def copy_point(device: torch.device, stream: torch.cuda.Stream | None) -> CopyPoint:
     """This moment of a device."""
-    if device.type != "cuda":
-        return CopyPoint(device)
-    return CopyPoint(device, torch.cuda.current_stream(device).record_event())
+    if stream is None:
+        return CopyPoint()
+    return CopyPoint(torch.cuda.current_stream(device).record_event(), stream)
 
 
 def stage(
@@ -131,14 +136,13 @@ def stage(
         pieces: As `pieces_of` has them; they must not change before this returns.
         ready: When they were given.
     """
-    if ready.event is None:
+    if ready.event is None or ready.stream is None:
         _copy(files, pieces, pinned=False)
         return
-    stream = torch.cuda.Stream(ready.device)
-    stream.wait_event(ready.event)
-    with torch.cuda.stream(stream):
+    ready.stream.wait_event(ready.event)
+    with torch.cuda.stream(ready.stream):
         _copy(files, pieces, pinned=True)
-    stream.synchronize()
+    ready.stream.synchronize()
 
 
 def _copy(

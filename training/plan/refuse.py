@@ -26,7 +26,8 @@ def refuse(config: PlanTrainCommand, plan: TrainPlan, denoiser: Denoiser) -> Non
             f"{plan.usable / 1e9:,.2f} to give",
             remedies(config, plan, denoiser),
         )
-    require_room(config.out, plan.checkpoint_bytes * (plan.checkpoints + 1))
+    there = plan.checkpoint_bytes * (plan.checkpoints + 1) + plan.snapshot_bytes
+    require_room(config.out, there)
     needed = (plan.step_seconds + plan.checkpoint_seconds) / 60
     if config.cluster.minutes is not None and config.cluster.minutes < needed:
         raise UserError(

@@ -5,16 +5,13 @@ of parameters. All numbers are float32.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from conf.enums import EngineKind, OptimizerKind
 from training.engine.accelerator import bucket_size, largest_whole, most_gathered
+from training.sizes import BYTES, moment_bytes
 
-BYTES = 4
 ALIGNED = 2  # elements of which each rank's part is a multiple under ZeRO-1 and 2
-# bitsandbytes: numbers of a moment in 8 bits that share a largest one, and the least parameter of
-# which moments are in 8 bits.
-BLOCK, LEAST_IN_BYTES = 256, 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +63,7 @@ def state_of(
     ranks: int,
     offload: Offload = NOTHING,
     optimizer: OptimizerKind = OptimizerKind.adamw,
+    averages: int = 1,
 ) -> State:
     """What a rank of an engine keeps.
 
@@ -75,9 +73,21 @@ def state_of(
         ranks: How many.
         offload: What lies in host memory; only under ZeRO.
         optimizer: Under ZeRO, adamw.
+        averages: How many are kept of the weights.
 
     Source: Rajbhandari et al. 2020 (arXiv:1910.02054), section 5, in float32.
     """
+    state = _state(kind, sizes, ranks, offload, optimizer)
+    more = averages - 1
+    if offload.parameters:
+        share = BYTES * sum(-(-size // ranks) for size in sizes)
+        return replace(state, host=state.host + more * share)
+    return replace(state, average=averages * state.average)
+
+
+def _state(
+    kind: EngineKind, sizes: Sequence[int], ranks: int, offload: Offload, optimizer: OptimizerKind
+) -> State:
     if kind is EngineKind.zero3:
         return _zero3(sizes, ranks, offload)
     if kind in (EngineKind.zero1, EngineKind.zero2):
@@ -86,18 +96,6 @@ def state_of(
     # DistributedDataParallel copies gradients into buckets of its own.
     buckets = whole if kind is EngineKind.ddp and ranks > 1 else 0
     return State(whole, whole, whole, moment_bytes(sizes, optimizer), buckets)
-
-
-def moment_bytes(sizes: Sequence[int], optimizer: OptimizerKind) -> int:
-    """Bytes of both moments of whole parameters.
-
-    Source: of 8 bits, Dettmers et al. 2022 (arXiv:2110.02861), section 2.1.
-    """
-    if optimizer is OptimizerKind.adamw:
-        return 2 * BYTES * sum(sizes)
-    small = sum(size for size in sizes if size < LEAST_IN_BYTES)
-    large = [size for size in sizes if size >= LEAST_IN_BYTES]
-    return 2 * (BYTES * small + sum(size + BYTES * -(-size // BLOCK) for size in large))
 
 
 def _zero12(kind: EngineKind, sizes: Sequence[int], ranks: int, offload: Offload) -> State:

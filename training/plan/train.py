@@ -10,7 +10,8 @@ from conf.training import CheckpointConfig
 from training.perf import FORWARDS_A_STEP
 from training.plan.denoiser import Denoiser
 from training.plan.machine import Machine, machine_of
-from training.plan.state import BYTES, Offload, State, moment_bytes, sent_bytes, state_of
+from training.plan.state import Offload, State, sent_bytes, state_of
+from training.sizes import checkpoint_bytes, snapshot_bytes
 
 ZERO = (EngineKind.zero1, EngineKind.zero2, EngineKind.zero3)
 
@@ -24,17 +25,19 @@ class EngineRow:
         offload: What lies in host memory.
         state: What it keeps between steps.
         activations: Bytes that a micro-batch's forward pass keeps.
+        one_memory: Whether the device's memory is the host's.
     """
 
     kind: EngineKind
     offload: Offload
     state: State
     activations: int
+    one_memory: bool
 
     @property
     def total(self) -> int:
         """Bytes on the device, at the most."""
-        return self.state.total + self.activations
+        return self.state.total + self.activations + self.state.host * self.one_memory
 
     @property
     def settings(self) -> str:
@@ -73,6 +76,8 @@ class TrainPlan:
         read_bytes: That all ranks read in a second.
         sent_bytes: That each rank sends in a step.
         checkpoint_bytes: Of one checkpoint.
+        snapshot_bytes: Of all copies of the averages of which others are rebuilt.
+        staged_bytes: Of host memory that each rank writes them from.
         checkpoints: That are kept at the end.
         checkpoint_seconds: To write one.
         remarks: What is assumed, in words.
@@ -99,6 +104,8 @@ class TrainPlan:
     read_bytes: float
     sent_bytes: int
     checkpoint_bytes: int
+    snapshot_bytes: int
+    staged_bytes: int
     checkpoints: int
     checkpoint_seconds: float
     remarks: tuple[str, ...]
@@ -123,7 +130,7 @@ def plan_train(config: PlanTrainCommand, denoiser: Denoiser) -> TrainPlan:
     machine = machine_of(plan, local_ranks, config.engine.precision)
     engine = config.engine
     activations = denoiser.kept(micro, engine.precision, machine.kind, engine.recompute)
-    rows = engine_rows(config, denoiser, ranks, activations)
+    rows = engine_rows(config, denoiser, ranks, activations, machine.kind == "cpu")
     parameters = sum(denoiser.sizes)
     steps = math.ceil(config.train.samples / config.batch_size)
     forwards = FORWARDS_A_STEP
@@ -132,8 +139,9 @@ def plan_train(config: PlanTrainCommand, denoiser: Denoiser) -> TrainPlan:
     rate = machine.mfu * machine.peak.flops * ranks
     seconds = forwards * denoiser.flops * config.batch_size / rate
     hours, price = steps * seconds / 3600, plan.dollars_per_gpu_hour
-    # Weights and average, and the moments.
-    checkpoint = 2 * BYTES * parameters + moment_bytes(denoiser.sizes, config.optimizer.kind)
+    lengths = config.train.ema_lengths
+    checkpoint = checkpoint_bytes(denoiser.sizes, config.optimizer.kind, lengths)
+    copies = config.train.samples // config.train.ema_snapshot_every_samples
     return TrainPlan(
         parameters=parameters,
         samples=config.train.samples,
@@ -156,6 +164,8 @@ def plan_train(config: PlanTrainCommand, denoiser: Denoiser) -> TrainPlan:
         read_bytes=config.batch_size / seconds * fed.bytes,
         sent_bytes=sent_bytes(config.engine.kind, parameters, ranks, accumulation),
         checkpoint_bytes=checkpoint,
+        snapshot_bytes=copies * snapshot_bytes(denoiser.sizes, lengths),
+        staged_bytes=(checkpoint + snapshot_bytes(denoiser.sizes, lengths)) // ranks,
         checkpoints=kept_checkpoints(config.checkpoint, config.train.samples),
         checkpoint_seconds=checkpoint / ranks / (plan.store_mb_s * 1e6),
         remarks=fed.remarks,
@@ -173,7 +183,7 @@ def kept_checkpoints(config: CheckpointConfig, samples: int) -> int:
 
 
 def engine_rows(
-    config: PlanTrainCommand, denoiser: Denoiser, ranks: int, activations: int
+    config: PlanTrainCommand, denoiser: Denoiser, ranks: int, activations: int, one_memory: bool
 ) -> tuple[EngineRow, ...]:
     """What the engines need that could be chosen for so many ranks; the last is the chosen one."""
     engine, optimizer = config.engine, config.optimizer.kind
@@ -183,8 +193,14 @@ def engine_rows(
         ways += [(kind, Offload()) for kind in ZERO]
         ways.append((EngineKind.zero2, Offload(optimizer=True)))
         ways.append((EngineKind.zero3, Offload(optimizer=True, parameters=True)))
-    sizes = denoiser.sizes
+    sizes, averages = denoiser.sizes, 1 + len(config.train.ema_lengths)
     return tuple(
-        EngineRow(kind, offload, state_of(kind, sizes, ranks, offload, optimizer), activations)
+        EngineRow(
+            kind,
+            offload,
+            state_of(kind, sizes, ranks, offload, optimizer, averages),
+            activations,
+            one_memory,
+        )
         for kind, offload in (*(way for way in ways if way != chosen), chosen)
     )

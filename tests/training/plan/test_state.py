@@ -15,6 +15,7 @@ from tests.helpers.engines import forget_engine
 from tests.helpers.latents import CHANNELS, SIZE, SMALL_UNET, WIDTH
 from tests.helpers.ranks import run_ranks
 from training.averages import Averages
+from training.engine.accelerator import most_gathered
 from training.engine.build import build_engine
 from training.engine.optimizers import build_optimizer, state_tensors
 from training.engine.strategy import Engine, flat_partitions
@@ -100,7 +101,7 @@ def test_engines_hold_what_the_formulas_say(ranks: int) -> None:
                 assert held["bucket"] == state.buffers
             if kind is EngineKind.zero3:
                 large = [size for size in sizes if size > sum(sizes) // 1000]
-                gathered = 4 * sum(large) if ranks > 1 else 0
+                gathered = 4 * min(sum(large), most_gathered(sum(sizes))) if ranks > 1 else 0
                 assert held["bucket"] + gathered == state.buffers
 
 
