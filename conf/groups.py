@@ -145,9 +145,15 @@ class UNetConfig:
 class ClusterConfig:
     """Where the command runs."""
 
-    kind: str = setting("local: processes on this machine", "local")
-    processes: int = setting("ranks to start", 1, low=1)
-    port: int = setting("port of the rendezvous; 0 takes a free one", 0, low=0, high=65535)
+    kind: str = setting("which cluster this is", "local")
+    processes: int = setting("ranks to start on each machine", 1, low=1)
+    port: int = setting(
+        "port at which ranks meet; 0 is a free one or, with several machines, 29400 or under Slurm "
+        "one by the job's number",
+        0,
+        low=0,
+        high=65535,
+    )
     minutes: float | None = setting(
         "training saves a checkpoint and stops with exit code 75 before it has gone on so long; null is "
         "no limit",

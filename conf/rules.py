@@ -5,6 +5,8 @@ import re
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+from conf.cluster_rules import check_cluster
+from conf.clusters import cluster_nodes
 from conf.diffusion import DiffusionConfig
 from conf.encoders import (
     CLASSES,
@@ -16,7 +18,7 @@ from conf.encoders import (
 from conf.encoding import EncodingConfig
 from conf.enums import Crop, EngineKind, ImageFormat, OptimizerKind, Prediction, ScheduleKind
 from conf.errors import UserError
-from conf.groups import DataConfig, TableSource, WebDatasetSource
+from conf.groups import ClusterConfig, DataConfig, TableSource, WebDatasetSource
 from conf.schema import (
     AutoencoderCommand,
     CacheCommand,
@@ -42,6 +44,10 @@ def check(config: Any) -> None:
     _bounds(config)
     _no_credentials(config)
     _classes(getattr(config, "text_encoder", None))
+    if cluster := getattr(config, "cluster", None):
+        check_cluster(config, cluster, not isinstance(config, SampleCommand | EvaluateCommand))
+        if not isinstance(config, AutoencoderCommand | TrainCommand):
+            _without_state(cluster)
     match config:
         case ShardCommand():
             for text in config.filter.fields:
@@ -161,16 +167,16 @@ def _training(config: AutoencoderCommand | TrainCommand) -> None:
             "goes by the validation loss, and nothing is validated",
             "give `ldm train` a validation.url, or leave it out",
         )
-    if config.cluster.kind != "local":
-        raise UserError(f"cluster={config.cluster.kind}", "is not known", "choose cluster=local")
     micro_batch(config.batch_size, config.micro_batch_size, ranks)
 
 
 def ranks_of(config: AutoencoderCommand | TrainCommand) -> tuple[int, str]:
     """The ranks that a training is started on, or planned for, and the settings that say so."""
-    processes = config.cluster.processes
+    processes, nodes = config.cluster.processes, cluster_nodes(config.cluster)
     if isinstance(config, PlanTrainCommand) and (config.plan.gpus or config.plan.nodes > 1):
         return config.plan.nodes * (config.plan.gpus or processes), "plan.nodes*plan.gpus"
+    if nodes > 1:
+        return nodes * processes, "cluster.nodes*cluster.processes"
     return processes, "cluster.processes"
 
 
@@ -305,6 +311,22 @@ def _ranks(config: ShardCommand | CacheCommand) -> None:
         raise UserError(
             f"rank={rank}", f"is not below world_size={world_size}", "count ranks from 0"
         )
+    for name in ("processes", "nodes"):
+        if world_size is not None and getattr(config.cluster, name, 1) > 1:
+            raise UserError(
+                f"cluster.{name}={getattr(config.cluster, name)}",
+                "starts ranks of its own, rank and world_size say which this one is",
+                "give one or the other",
+            )
+
+
+def _without_state(cluster: ClusterConfig) -> None:
+    if cluster.minutes is not None:
+        raise UserError(
+            f"cluster.minutes={cluster.minutes}",
+            "is for training, which has a state to save; this command can be stopped at any time",
+            "leave it out",
+        )
 
 
 def _tars(config: ShardCommand, source: WebDatasetSource) -> None:
@@ -384,20 +406,8 @@ def _classes(config: TextEncoderConfig | None) -> None:
 
 
 def _cache(config: CacheCommand) -> None:
-    if config.cluster.minutes is not None:
-        raise UserError(
-            f"cluster.minutes={config.cluster.minutes}",
-            "is for training, which has a state to save; a cache can be stopped at any time",
-            "leave it out",
-        )
     if len(set(config.sizes)) != len(config.sizes):
         raise UserError(f"sizes={config.sizes}", "names a size twice", "name each once")
-    if config.world_size is not None and config.cluster.processes > 1:
-        raise UserError(
-            f"cluster.processes={config.cluster.processes}",
-            "starts ranks of its own, rank and world_size say which this one is",
-            "give one or the other",
-        )
 
 
 def _captions(config: EncodingConfig) -> None:

@@ -6,6 +6,7 @@ YAML files hold values only; a key that is not here is refused when the configur
 from dataclasses import dataclass
 from typing import Any
 
+from conf.clusters import KubernetesCluster, LocalCluster, SlurmCluster
 from conf.diffusion import DiffusionConfig, SamplerConfig
 from conf.encoders import (
     AutoencoderConfig,
@@ -97,6 +98,7 @@ class ShardCommand:
         None,
         low=1,
     )
+    cluster: ClusterConfig = group(ClusterConfig, "where it runs")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -225,6 +227,7 @@ class SampleCommand:
     sampler: SamplerConfig = group(SamplerConfig, "how to sample")
     images_per_prompt: int = setting("images of each prompt", 1, low=1)
     seed: int = setting("seed of the noise", 0, low=0, high=4611686018427387904)
+    cluster: ClusterConfig = group(ClusterConfig, "where it runs")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -248,6 +251,7 @@ class EvaluateCommand:
     samples: int = setting("images to use; 0 is all", 0, low=0)
     draws: int = setting("noise and timestep draws an image, stratified over timesteps", 4, low=1)
     seed: int = setting("seed of noise and timesteps", 0, low=0, high=4611686018427387904)
+    cluster: ClusterConfig = group(ClusterConfig, "where it runs")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -287,6 +291,28 @@ class VerifyCommand:
         "which a rerun skips; null writes nothing",
         None,
     )
+
+
+@dataclass(kw_only=True, slots=True)
+class StatusCommand:
+    """Tell what has become of a submitted job."""
+
+    job: str = setting("what submitting it printed, as slurm:123")
+
+
+@dataclass(kw_only=True, slots=True)
+class LogsCommand:
+    """Show the end of a submitted job's log."""
+
+    job: str = setting("what submitting it printed, as slurm:123")
+    lines: int = setting("lines to show", 100, low=1)
+
+
+@dataclass(kw_only=True, slots=True)
+class StopCommand:
+    """Have a submitted job save and end, for good; the same command then goes on from there."""
+
+    job: str = setting("what submitting it printed, as slurm:123")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -333,6 +359,9 @@ COMMANDS: dict[str, type] = {
     "sample": SampleCommand,
     "evaluate": EvaluateCommand,
     "report": ReportCommand,
+    "status": StatusCommand,
+    "logs": LogsCommand,
+    "stop": StopCommand,
     "plan train": PlanTrainCommand,
     "plan cache": PlanCacheCommand,
 }
@@ -348,5 +377,10 @@ CHOICES: dict[str, dict[str, type]] = {
         "kl": KLAutoencoderConfig,
         "trained": TrainedAutoencoderConfig,
         "pretrained": PretrainedAutoencoderConfig,
+    },
+    "cluster": {
+        "local": LocalCluster,
+        "slurm": SlurmCluster,
+        "kubernetes": KubernetesCluster,
     },
 }

@@ -10,10 +10,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from conf.clusters import RemoteCluster, cluster_nodes
 from conf.compose import compose_config, group_choices, settings_help
 from conf.errors import Preempted, RunError, UserError
 from conf.schema import COMMANDS
 from data.last_words import leave_last_words, rank_errors
+from launch.jobs.node import in_job, this_node
+from launch.jobs.submit import submit
 from launch.local import PREEMPTED_EXIT_CODE, die_with_parent, is_rank, run_ranks
 
 # Loaded when they are needed: most of them import torch, which takes seconds.
@@ -28,6 +31,9 @@ HANDLERS = {
     "sample": "training.generate:generate",
     "evaluate": "training.evaluate:evaluate",
     "report": "launch.report:report",
+    "status": "launch.jobs.commands:status",
+    "logs": "launch.jobs.commands:logs",
+    "stop": "launch.jobs.commands:stop",
     "plan train": "launch.plan:plan_training",
     "plan cache": "launch.plan:plan_caching",
 }
@@ -96,8 +102,13 @@ def _dispatch(arguments: list[str]) -> int:
         return _run_here(_handler(command), overrides)
     config = compose_config(command, overrides)
     cluster = getattr(config, "cluster", None)
-    alone = cluster is None or command.startswith(f"{PLAN} ")
-    if not alone and cluster.processes > 1 and not is_rank():
+    if cluster is None or command.startswith(f"{PLAN} ") or is_rank():
+        return _run_here(_handler(command), config)
+    if isinstance(cluster, RemoteCluster) and not in_job(cluster):
+        return submit(command, overrides, cluster)
+    if cluster_nodes(cluster) > 1:
+        return run_ranks(arguments, cluster, this_node(cluster))
+    if cluster.processes > 1:
         return run_ranks(arguments, cluster)
     return _run_here(_handler(command), config)
 

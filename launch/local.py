@@ -1,21 +1,25 @@
-"""`cluster=local`: a command on several ranks of this machine, through torch's elastic launcher."""
+"""A command on the ranks of this machine, alone or in a job, through torch's elastic launcher."""
 
 import logging
 import os
 import socket
 import sys
 import tempfile
+from typing import Any
 
 from conf.errors import UserError
 from conf.groups import ClusterConfig
 from data.last_words import RANK_ERRORS, RankError, rank_errors
 from data.process import die_with
+from launch.jobs.node import Node
 
 PARENT = "LDM_PARENT_PID"
 PREEMPTED_EXIT_CODE = 75
 # Those that a rank answers with a checkpoint; any other ends launcher and ranks at once.
 PASSED_ON = "SIGTERM,SIGINT,SIGUSR1"
 SECONDS_TO_SAVE = 900
+# Machines of a job come up one after the other, and fetch images first.
+SECONDS_TO_MEET = 1800
 
 
 def is_rank() -> bool:
@@ -23,8 +27,13 @@ def is_rank() -> bool:
     return "RANK" in os.environ
 
 
-def run_ranks(arguments: list[str], cluster: ClusterConfig) -> int:
+def run_ranks(arguments: list[str], cluster: ClusterConfig, node: Node | None = None) -> int:
     """Run `ldm` with the same arguments on `cluster.processes` ranks.
+
+    Args:
+        arguments: Of `ldm`.
+        cluster: Where it runs.
+        node: This machine among those of a job; None is alone.
 
     Returns:
         The exit code of the first rank that failed, or 0.
@@ -36,7 +45,8 @@ def run_ranks(arguments: list[str], cluster: ClusterConfig) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    _check_port(cluster.port)
+    if node is None:
+        _check_port(cluster.port)
     # A rank's failure is reported by the rank; the launcher's own report would only repeat it.
     for name in list(logging.root.manager.loggerDict):
         if name.startswith("torch.distributed.elastic"):
@@ -45,15 +55,11 @@ def run_ranks(arguments: list[str], cluster: ClusterConfig) -> int:
     threads = max(1, (os.cpu_count() or 1) // cluster.processes)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
         nproc_per_node=cluster.processes,
-        rdzv_backend="c10d",
-        rdzv_endpoint=f"127.0.0.1:{cluster.port}",
+        **_meeting(cluster, node),
         run_id="ldm",
         max_restarts=0,
         monitor_interval=0.1,
-        local_addr="127.0.0.1",
         signals_to_handle=PASSED_ON,
         shutdown_timeout=SECONDS_TO_SAVE,
     )
@@ -74,6 +80,21 @@ def run_ranks(arguments: list[str], cluster: ClusterConfig) -> int:
                 print(f"ldm: {line}", file=sys.stderr, flush=True)
             del os.environ[RANK_ERRORS]
     return 0
+
+
+def _meeting(cluster: ClusterConfig, node: Node | None) -> dict[str, Any]:
+    """Where ranks meet: at a port of this machine, or at one of the job's first machine."""
+    if node is None:
+        endpoint = f"127.0.0.1:{cluster.port}"
+        alone = {"min_nodes": 1, "max_nodes": 1, "local_addr": "127.0.0.1"}
+        return {**alone, "rdzv_backend": "c10d", "rdzv_endpoint": endpoint}
+    return {
+        "min_nodes": node.count,
+        "max_nodes": node.count,
+        "rdzv_backend": "static",
+        "rdzv_endpoint": f"{node.address}:{node.port}",
+        "rdzv_configs": {"rank": node.rank, "timeout": SECONDS_TO_MEET},
+    }
 
 
 def causes(errors: list[RankError]) -> list[RankError]:

@@ -1,0 +1,1 @@
+"""Jobs of schedulers: what is submitted, how, and what becomes of it. Imports no torch."""

@@ -1,0 +1,77 @@
+"""Jobs that are shown, and what is refused in one line before anything is submitted."""
+
+import subprocess
+import sys
+
+import pytest
+
+from launch.cli import run
+
+TRAIN = ["train", "data.url=s3://b/latents", "out=s3://b/run", "train.samples=8", "engine=ddp"]
+KUBERNETES = ["cluster=kubernetes", "cluster.image=image"]
+
+
+def test_a_job_is_shown_without_torch_and_holds_nothing_that_shows_it() -> None:
+    words = [*TRAIN, "cluster=slurm", "cluster.nodes=2", "cluster.render=true"]
+    code = f"import sys; from launch.cli import run; run({words}); sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("#!/usr/bin/env bash\n#SBATCH --job-name=ldm-train-")
+    assert "render" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([*TRAIN, "cluster=slurm"], "there is no sbatch on this machine"),
+        ([*TRAIN, *KUBERNETES], "there is no kubectl on this machine"),
+        (["status", "job=slurm:1"], "there is no scontrol on this machine"),
+        (["logs", "job=kubernetes:a/b"], "there is no kubectl on this machine"),
+    ],
+)
+def test_a_missing_program_is_one_line(
+    words: list[str],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    monkeypatch.chdir(tmp_path_factory.mktemp("here"))
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert run(words) == 2
+    shown = capsys.readouterr().err
+    assert said in shown and shown.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "setting"),
+    [
+        ([*TRAIN, "cluster=slurm", "cluster.name='a b'"], "cluster.name="),
+        ([*TRAIN, "cluster=slurm", "cluster.partition='a b'"], "cluster.partition="),
+        (
+            [*TRAIN, "cluster=slurm", "cluster.env=['WANDB_API_KEY=abc']"],
+            "cluster.env=WANDB_API_KEY",
+        ),
+        ([*TRAIN, "cluster=slurm", "cluster.env=[nothing]"], "cluster.env="),
+        ([*TRAIN, "cluster=slurm", "cluster.flags=[qos]"], "cluster.flags=qos"),
+        ([*TRAIN, "cluster=slurm", "cluster.nodes=3"], "batch_size=256"),
+        ([*TRAIN, *KUBERNETES, "cluster.volumes=[data]"], "cluster.volumes=data"),
+        ([*TRAIN, *KUBERNETES, "cluster.selector=[data]"], "cluster.selector=data"),
+        ([*TRAIN, *KUBERNETES, "cluster.namespace=A"], "cluster.namespace="),
+        ([*TRAIN[:2], *TRAIN[3:], "out=work/run", *KUBERNETES], "out=work/run"),
+        ([*TRAIN, "cluster=kubernetes"], "cluster.image"),
+        (
+            ["sample", "checkpoint=a", "prompts=[cat]", "out=b", "cluster.processes=2"],
+            "cluster.processes=2",
+        ),
+        (["status", "job=moon:1"], "job=moon:1"),
+        (["stop", "job=slurm:1; reboot"], "job=slurm:1; reboot"),
+    ],
+)
+def test_what_a_job_cannot_be_is_refused(
+    words: list[str], setting: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(words) == 2
+    shown = capsys.readouterr()
+    assert shown.err.startswith(f"ldm: {setting}") and shown.err.count("\n") == 1
+    assert "abc" not in shown.err
