@@ -84,7 +84,7 @@ EVERY = 24  # a batch of 12 is whole for every number of ranks
 CHANGING = (
     "unet.dropout=0",  # drawn anew for every rank: it has no place
     "optimizer.eps=1e-2",
-    "optimizer.lr=0.1",
+    "optimizer.lr=1e-2",
     "batch_size=12",
     "tracking.log_every_samples=12",
 )

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import wandb
+
 from conf.compose import compose_config, config_dict
 from data.storage import open_prefix
 from launch.sweep.plan import read_plan, trial_overrides
@@ -17,6 +19,7 @@ def test_a_trial_is_a_run_in_the_sweeps_group_with_what_was_chosen_as_tags(tmp_p
     )
     run = start_wandb(open_prefix(config.out, "out"), config.tracking, config_dict(config))
     run.finish()
+    wandb.teardown()  # its process writes behind, and others may have used it before
     (file,) = tmp_path.rglob("*.wandb")
     records = [one.run for one in read_records(file) if one.WhichOneof("record_type") == "run"]
     assert {one.run_group for one in records} == {"my sweep"}
