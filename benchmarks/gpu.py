@@ -43,8 +43,7 @@ def measure(case: str, folder: Path, repeats: int, names: Sequence[str]) -> str:
     peak, product = first[0]["peak"], median([run["product"] for run in first])
     title = (
         f"Images/s at {case} latents, batch {CASES[case].batch}, bf16, on one {first[0]['device']} "
-        f"({peak / 1e12:,.1f} TFLOP/s by {'its data sheet' if peak != product else 'measurement'}, "
-        f"{product / 1e12:,.1f} by a matrix product)"
+        f"({peak / 1e12:,.1f} TFLOP/s, {first[0]['peak_source']}; {product / 1e12:,.1f}, measured)"
     )
     columns = ["", "images/s", "of the first", "MFU", "MFU of the product", "waiting", "GB"]
     return table(title, columns, rows)

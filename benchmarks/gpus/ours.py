@@ -100,13 +100,15 @@ def main(name: str, folder: Path, way: str) -> None:
     lines = read_metrics(open_prefix(str(out), "out"))[case.warm_up : -1]
     device = pick_device()
     speeds = [line["images_per_second"] for line in lines]
+    peak = device_peak(device, Precision.bf16)
     found = {
         # Of all steps together: the mean of the times, so that a step that saves counts.
         "images_per_second": 1 / statistics.mean(1 / speed for speed in speeds),
         "mfu": statistics.median(line["mfu"] for line in lines),
         "waiting": statistics.median(line["waiting_share"] for line in lines),
         "memory": max(line.get("peak_device_memory", line["peak_memory"]) for line in lines),
-        "peak": device_peak(device, Precision.bf16).flops,
+        "peak": peak.flops,
+        "peak_source": peak.source,
         "product": measured_peak(device, torch.bfloat16),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
     }
