@@ -8,14 +8,12 @@ Sections: rate (the whole of `ldm cache`, a sequential loop, and the encoders al
 processes of one thread each beside one), bytes (of every layout).
 """
 
-import argparse
 import contextlib
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.encoders.work import (
@@ -26,7 +24,8 @@ from benchmarks.encoders.work import (
     make_work,
 )
 from benchmarks.environments import DIFFUSERS, OURS, python_of
-from benchmarks.tables import keep, median, spread, table
+from benchmarks.programs import Section, run_sections
+from benchmarks.tables import median, spread, table
 from conf.compose import compose_config
 from conf.encoders import TextEncoderConfig
 from data.collate import caption_of
@@ -206,25 +205,8 @@ def _ranks(folder: Path, count: int) -> float:
     return max(part["seconds"] for part in read_summary(open_prefix(str(out), "out")))
 
 
-SECTIONS: dict[str, Callable[[Path, int], str]] = {"rate": rate, "ranks": ranks, "bytes": sizes}
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("sections", nargs="*", choices=[[], *SECTIONS], default=[])
-    parser.add_argument("--repeats", type=int, default=3, help="runs of each program")
-    parser.add_argument("--folder", type=Path, default=Path("/tmp/latent-foundry-cache"))
-    parser.add_argument("--keep", action="store_true", help="write the tables to docs/results.md")
-    options = parser.parse_args()
-    options.folder.mkdir(parents=True, exist_ok=True)
-    for name in options.sections or SECTIONS:
-        text = SECTIONS[name](options.folder, options.repeats)
-        print(f"\n{text}", flush=True)
-        if options.keep:
-            keep(f"cache {name}", text)
+SECTIONS: dict[str, Section] = {"rate": rate, "ranks": ranks, "bytes": sizes}
 
 
 if __name__ == "__main__":
-    main()
+    run_sections(__doc__, "cache", SECTIONS)

@@ -1,26 +1,22 @@
 """Training on one GPU: `ldm train` on cached latents beside diffusers' example loop.
 
-    python -m benchmarks.gpu                        # Stable Diffusion 2's UNet, bf16: half an hour
-    python -m benchmarks.gpu 64x64 --repeats 5 --keep
-    python -m benchmarks.gpu tiny --repeats 1       # anywhere, in a minute: a look at the script
+    python -m benchmarks.gpu --keep             # Stable Diffusion 2's UNet, bf16
+    python -m benchmarks.gpu tiny --repeats 1   # anywhere with a C++ compiler: a look at the script
 
 Programs run one after the other and again, each in a process and an environment of its own. MFU is
 told against the data sheet and against a matrix product that is measured beside it.
 """
 
-import argparse
-import json
-import os
-import subprocess
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.environments import DIFFUSERS, OURS, Environment, python_of
+from benchmarks.environments import DIFFUSERS, OURS, Environment
 from benchmarks.gpus.work import CASES
-from benchmarks.tables import keep, median, spread, table
+from benchmarks.programs import Section, run_program, run_sections
+from benchmarks.tables import median, spread, table
 
-ROOT = Path(__file__).parents[1]
 PROGRAMS: dict[str, tuple[str, str, Environment]] = {
     "`ldm train`": ("ours", "plain", OURS),
     "`ldm train`, compiled": ("ours", "compiled", OURS),
@@ -30,14 +26,14 @@ PROGRAMS: dict[str, tuple[str, str, Environment]] = {
 }
 
 
-def measure(case: str, folder: Path, repeats: int, names: Sequence[str]) -> str:
+def measure(case: str, folder: Path, repeats: int) -> str:
     """The table of a case."""
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in PROGRAMS}
     for _ in range(repeats):
         for name, runs in found.items():
             runs.append(_program(case, folder, *PROGRAMS[name]))
             print(f"{case}: {name}: {runs[-1]['images_per_second']:.1f} images/s", flush=True)
-    first = found[names[0]]
+    first = found[next(iter(PROGRAMS))]
     ours = median([run["images_per_second"] for run in first])
     rows = [_row(name, runs, ours) for name, runs in found.items()]
     peak, product = first[0]["peak"], median([run["product"] for run in first])
@@ -64,38 +60,10 @@ def _program(
     case: str, folder: Path, module: str, way: str, environment: Environment
 ) -> dict[str, Any]:
     place = [str(folder)] if module == "ours" else []
-    done = subprocess.run(
-        [python_of(environment, folder), "-m", f"benchmarks.gpus.{module}", case, *place, way],
-        cwd=ROOT,
-        env=dict(os.environ),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return result
+    return run_program(environment, folder, f"benchmarks.gpus.{module}", case, *place, way)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("cases", nargs="*", choices=[[], *CASES], default=[])
-    parser.add_argument("--repeats", type=int, default=3, help="runs of each program")
-    parser.add_argument("--folder", type=Path, default=Path("/tmp/latent-foundry-gpu"))
-    parser.add_argument("--without", nargs="*", default=[], choices=["compiled"], help="leave out")
-    parser.add_argument("--keep", action="store_true", help="write the tables to docs/results.md")
-    options = parser.parse_args()
-    options.folder.mkdir(parents=True, exist_ok=True)
-    names = [name for name, (_, way, _) in PROGRAMS.items() if way not in options.without]
-    for case in options.cases or [case for case in CASES if case != "tiny"]:
-        text = measure(case, options.folder, options.repeats, names)
-        print(f"\n{text}", flush=True)
-        if options.keep:
-            keep(f"gpu {case}", text)
-
+SECTIONS: dict[str, Section] = {case: partial(measure, case) for case in CASES}
 
 if __name__ == "__main__":
-    main()
+    run_sections(__doc__, "gpu", SECTIONS, default=("64x64", "32x32"))

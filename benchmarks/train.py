@@ -9,16 +9,12 @@ train` beside a loop that has its batch already), engines (of two ranks, Acceler
 as it comes beside them), ema, checkpoint (how long training stands still to save a gigabyte).
 """
 
-import argparse
-import json
-import os
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.environments import DIFFUSERS, OURS, Environment, python_of
-from benchmarks.tables import keep, median, spread, table
+from benchmarks.environments import DIFFUSERS, OURS, Environment
+from benchmarks.programs import Section, run_program, run_sections
+from benchmarks.tables import median, spread, table
 from benchmarks.trainers.work import CASES
 
 ROOT = Path(__file__).parents[1]
@@ -129,23 +125,13 @@ def checkpoint(folder: Path, repeats: int) -> str:
 def _program(
     folder: Path, module: str, environment: Environment, *arguments: str, ranks: int = 1
 ) -> dict[str, Any]:
-    python, program = python_of(environment, folder), f"benchmarks.trainers.{module}"
     launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m"]
-    done = subprocess.run(
-        [python, "-m", *(launcher if ranks > 1 else []), program, *arguments],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": str(2 // ranks)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return result
+    started = launcher if ranks > 1 else []
+    program = f"benchmarks.trainers.{module}"
+    return run_program(environment, folder, *started, program, *arguments, threads=2 // ranks)
 
 
-SECTIONS: dict[str, Callable[[Path, int], str]] = {
+SECTIONS: dict[str, Section] = {
     "step": step,
     "loop": loop,
     "engines": engines,
@@ -154,22 +140,5 @@ SECTIONS: dict[str, Callable[[Path, int], str]] = {
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("sections", nargs="*", choices=[[], *SECTIONS], default=[])
-    parser.add_argument("--repeats", type=int, default=3, help="runs of each program")
-    parser.add_argument("--folder", type=Path, default=Path("/tmp/latent-foundry-train"))
-    parser.add_argument("--keep", action="store_true", help="write the tables to docs/results.md")
-    options = parser.parse_args()
-    options.folder.mkdir(parents=True, exist_ok=True)
-    for name in options.sections or SECTIONS:
-        text = SECTIONS[name](options.folder, options.repeats)
-        print(f"\n{text}", flush=True)
-        if options.keep:
-            keep(f"train {name}", text)
-
-
 if __name__ == "__main__":
-    main()
+    run_sections(__doc__, "train", SECTIONS)

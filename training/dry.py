@@ -17,12 +17,12 @@ from torch import nn
 
 from conf.errors import RunError
 from data.corpus import Corpus
-from data.memory import Memory, host_memory
 from data.progress import peak_memory
 from training.diagnose import sample_names
 from training.ema import pointed
 from training.engine.shares import size_of, whole_weights, without_gathering
 from training.engine.strategy import Engine
+from training.memory import Memory, host_memory
 from training.perf import Losses
 from training.random import noted_draws
 

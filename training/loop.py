@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from conf.errors import Preempted
-from conf.rules import micro_batch
+from conf.training_rules import micro_batch
 from data.loader import Loader
 from data.progress import peak_memory, progress, write_summary
 from data.retry import StoppedWaiting

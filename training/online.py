@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from conf.enums import LatentScale
 from conf.errors import RunError, UserError
-from conf.rules import micro_batch
 from conf.schema import TrainCommand
+from conf.training_rules import micro_batch
 from data.claim import claimed, require_free
 from data.collate import Choose, ImageCollator
 from data.corpus import Corpus

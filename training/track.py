@@ -17,7 +17,7 @@ from data.say import say
 from data.storage import Prefix
 from training.tracking.behind import Behind
 from training.tracking.board import Board, require_board
-from training.tracking.files import METRICS, RunFiles, read_metrics
+from training.tracking.files import METRICS, RunFiles
 from training.tracking.offline_file import last_step
 from training.tracking.sink import Histogram, Saved, Sink
 from training.tracking.wandb_run import (
@@ -27,8 +27,6 @@ from training.tracking.wandb_run import (
     wandb_folder,
     wandb_key,
 )
-
-__all__ = ["METRICS", "Tracker", "read_metrics"]
 
 SECONDS_BETWEEN_WRITES = 15.0
 SECONDS_FOR_FILES = 60.0  # that the last write to a slow disk or store may take

@@ -5,7 +5,7 @@ from typing import Any
 
 from conf.compose import config_dict
 from conf.errors import Preempted, RunError
-from conf.rules import micro_batch
+from conf.training_rules import micro_batch
 from data.say import say
 from data.storage import Prefix, open_prefix
 from training.averages import Averages

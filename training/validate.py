@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from conf.diffusion import DiffusionConfig
 from conf.errors import UserError
-from conf.rules import micro_batch
 from conf.schema import TrainCommand
+from conf.training_rules import micro_batch
 from data.agree import differences, means_latents
 from data.corpus import Corpus
 from data.loader import batches

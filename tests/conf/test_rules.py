@@ -16,7 +16,8 @@ from conf.encoders import (
 from conf.enums import Crop, EngineKind, ImageFormat, Pooled, Prediction, ScheduleKind
 from conf.errors import UserError
 from conf.groups import TableSource, WebDatasetSource
-from conf.rules import check, field_bound, micro_batch
+from conf.rules import check, field_bound
+from conf.training_rules import micro_batch
 from tests.conf.minimum import minimum
 
 COUNTS = [

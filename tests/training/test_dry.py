@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from conf.enums import Precision
 from conf.errors import RunError
 from conf.training import EngineConfig, OptimizerConfig
-from data.memory import Memory
 from tests.helpers.engines import forget_engine
 from training.dry import Tried, check_memory, check_tried, dry_batch
 from training.engine.build import build_engine
+from training.memory import Memory
 from training.random import Purpose, normal, noted_draws
 
 GOOD = Tried((0, 1), (b"a", b"b"), (2,))

@@ -4,9 +4,9 @@ import math
 from dataclasses import dataclass
 
 from conf.enums import EngineKind, OptimizerKind
-from conf.rules import micro_batch, ranks_of
 from conf.schema import PlanTrainCommand
 from conf.training import CheckpointConfig
+from conf.training_rules import micro_batch, ranks_of
 from training.perf import FORWARDS_A_STEP
 from training.plan.denoiser import Denoiser
 from training.plan.machine import Machine, machine_of

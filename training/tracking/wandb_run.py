@@ -5,6 +5,7 @@ import os
 import secrets
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -124,33 +125,7 @@ def start_wandb(
 
     folder = folder or wandb_folder(out)
     folder.mkdir(parents=True, exist_ok=True)
-    identity = run_id(out, known)
-
-    def begin(kind: TrackingKind) -> Any:
-        # Neither the address of a git remote nor code or its changes: they may hold secrets.
-        told = wandb.Settings(
-            console="off",
-            silent=True,
-            disable_git=True,
-            disable_code=True,
-            save_code=False,
-            init_timeout=config.wandb_seconds,
-            finish_timeout=config.wandb_seconds,
-            api_key=key,
-        )
-        return wandb.init(
-            project=config.project,
-            name=out.url.rstrip("/").rsplit("/", 1)[-1],
-            id=identity,
-            group=config.group,
-            tags=config.tags,
-            resume="allow",
-            mode=kind.value,
-            dir=str(folder),
-            config=settings,
-            settings=told,
-        )
-
+    begin = partial(_begin, out, config, settings, folder, run_id(out, known), key)
     try:
         run = begin(config.kind)
     except wandb.errors.Error as error:
@@ -163,6 +138,42 @@ def start_wandb(
     run.define_metric(SAMPLES)
     run.define_metric("*", step_metric=SAMPLES)
     return run
+
+
+def _begin(
+    out: Prefix,
+    config: TrackingConfig,
+    settings: dict[str, Any],
+    folder: Path,
+    identity: str,
+    key: str | None,
+    kind: TrackingKind,
+) -> Any:
+    import wandb
+
+    # Neither the address of a git remote nor code or its changes: they may hold secrets.
+    told = wandb.Settings(
+        console="off",
+        silent=True,
+        disable_git=True,
+        disable_code=True,
+        save_code=False,
+        init_timeout=config.wandb_seconds,
+        finish_timeout=config.wandb_seconds,
+        api_key=key,
+    )
+    return wandb.init(
+        project=config.project,
+        name=out.url.rstrip("/").rsplit("/", 1)[-1],
+        id=identity,
+        group=config.group,
+        tags=config.tags,
+        resume="allow",
+        mode=kind.value,
+        dir=str(folder),
+        config=settings,
+        settings=told,
+    )
 
 
 def _sent_by(run: Any) -> str:

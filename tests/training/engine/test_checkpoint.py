@@ -38,11 +38,6 @@ def engine() -> Iterator[Engine]:
     made.close()
 
 
-@pytest.fixture
-def out(tmp_path: Path) -> Prefix:
-    return open_prefix(str(tmp_path / "run"), "out")
-
-
 def save(out: Prefix, engine: Engine, updates: int, keep_last: int = 2) -> Path:
     """Saves a checkpoint and returns its folder."""
     progress = Progress(samples_seen=4 * updates, updates=updates)

@@ -26,19 +26,6 @@ from training.engine.staging import StagedFile, stage
 from training.engine.strategy import Engine
 
 
-@pytest.fixture(scope="module")
-def engine() -> Iterator[Engine]:
-    made = small_engine(seed=0)
-    step(made)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def out(tmp_path: Path) -> Prefix:
-    return open_prefix(str(tmp_path / "run"), "out")
-
-
 @pytest.fixture
 def saver(out: Prefix, engine: Engine) -> Iterator[Saver]:
     with closing(Saver(out, engine, Keep(9))) as made:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from data.memory import Memory, host_memory
+from training.memory import Memory, host_memory
 
 GIB = 2**30
 
