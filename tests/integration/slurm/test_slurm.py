@@ -16,7 +16,7 @@ from tests.helpers.latents import SMALL_UNET, adam_moments, assert_equal, write_
 from tests.helpers.processes import log_tail
 from tests.helpers.slurm import WHY_NOT, running_slurm, slurm_state
 from training.engine.checkpoint import Checkpoint, checkpoint_steps, latest_checkpoint
-from training.track import read_metrics
+from training.tracking.files import read_metrics
 
 SAMPLES, BATCH = 240, 8
 SETTINGS = (
