@@ -4,6 +4,9 @@ import os
 import uuid
 from collections.abc import Iterator
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # one thread for each of several processes
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
 from s3fs import S3FileSystem

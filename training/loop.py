@@ -56,6 +56,7 @@ class Loop:
         use: Use,
         saver: Saver,
         snapshots: Saver,
+        heart: Heartbeat,
     ) -> None:
         self.config, self.task, self.engine = config, task, engine
         self.out, self.tracker = out, tracker
@@ -70,7 +71,7 @@ class Loop:
         self.deadline = Deadline(config.cluster.minutes)
         self.saver, self.snapshots = saver, snapshots
         self.stall_told = 0.0
-        self.heart = Heartbeat(engine.world, config.guards.hang_seconds, start.updates)
+        self.heart = heart
         for one in (saver, snapshots):
             one.on_wait = self.heart.again
 
@@ -85,7 +86,7 @@ class Loop:
         shown = progress(self.task.command, total, self.progress.samples_seen, shown=main)
         done = False
         flag = stop_flag(self.task.data.stop_waiting)
-        with flag as stop, shown as meter, self.heart, self._stalls():
+        with flag as stop, shown as meter, self._stalls():
             for micro_batches, waited in self._batches():
                 # Asked before the step: a rank that stopped waiting for data has none to make.
                 told = stop.requested or self.deadline.near(self.saver.seconds)

@@ -17,11 +17,13 @@ from training.engine.checkpoint import (
     latest_checkpoint,
     restore_optimizer,
 )
+from training.engine.heartbeat import Heartbeat
 from training.engine.retention import ALL, Keep
 from training.engine.saving import Saver
+from training.engine.strategy import Engine
 from training.engine.world import current_world
 from training.loop import Loop
-from training.perf import Use, device_peak, meta_copy
+from training.perf import Peak, Use, device_peak, meta_copy
 from training.rebuild import SNAPSHOTS
 from training.recompute import recompute_blocks
 from training.run import TrainingConfigs, claim_run
@@ -65,16 +67,15 @@ def train(config: TrainingConfigs, task: Task) -> None:
     if config.engine.recompute:
         recompute_blocks(task.model)
     steps = config.batch_size // (micro * world.size)
-    engine = build_engine(config.engine, config.optimizer, task.model, micro, steps)
-    if len(set(engine.gather(start))) > 1:
-        raise RunError(f"{out.url}: the ranks do not see the same checkpoints; run again")
-    peak = device_peak(engine.device, config.engine.precision)
-    if world.main:
-        origin = f"from {start.samples_seen:,} samples" if checkpoint else "from the start"
-        stage = f"{config.engine.kind.value} on {world.size} ranks of {engine.device}"
-        say(f"{task.command}: {sum(sizes) / 1e6:.1f}M parameters, {stage}, {origin}; peak {peak}")
-    with contextlib.ExitStack() as closing:
+    heart = Heartbeat(world, config.guards.hang_seconds, start.updates)
+    with contextlib.ExitStack() as closing, heart:  # before ranks meet: one may never come
+        engine = build_engine(config.engine, config.optimizer, task.model, micro, steps)
         closing.callback(engine.close)
+        if len(set(engine.gather(start))) > 1:
+            raise RunError(f"{out.url}: the ranks do not see the same checkpoints; run again")
+        peak = device_peak(engine.device, config.engine.precision)
+        if world.main:
+            _say_start(config, task, engine, sum(sizes), checkpoint, peak)
         tracker = _tracker(config, task, out, checkpoint, world.main)
         closing.callback(tracker.close)
         closing.push(lambda _, error, __: _call(tracker, task.command, error))
@@ -90,7 +91,23 @@ def train(config: TrainingConfigs, task: Task) -> None:
         )
         snapshots = Saver(out / SNAPSHOTS, engine, ALL)
         closing.callback(snapshots.close)
-        Loop(config, task, engine, out, tracker, start, averages, use, saver, snapshots).run()
+        Loop(
+            config, task, engine, out, tracker, start, averages, use, saver, snapshots, heart
+        ).run()
+
+
+def _say_start(
+    config: TrainingConfigs,
+    task: Task,
+    engine: Engine,
+    parameters: int,
+    checkpoint: Checkpoint | None,
+    peak: Peak,
+) -> None:
+    seen = checkpoint.progress.samples_seen if checkpoint else 0
+    origin = f"from {seen:,} samples" if checkpoint else "from the start"
+    where = f"{config.engine.kind.value} on {engine.world.size} ranks of {engine.device}"
+    say(f"{task.command}: {parameters / 1e6:.1f}M parameters, {where}, {origin}; peak {peak}")
 
 
 def _tracker(

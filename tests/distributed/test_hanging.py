@@ -16,11 +16,11 @@ import psutil
 import pytest
 
 from data.collate import latent_batch
+from data.manifest import sha256
 from tests.helpers.commands import ENVIRONMENT, LDM, running_ldm, wait_for_end, wait_until
 from tests.helpers.latents import SMALL_UNET, train_small
 from tests.helpers.processes import free_ports, kill_process, start_process
 from tests.helpers.ranks import run_ranks
-from training.engine.staging import stage
 
 LIMIT, GRACE = 3.0, 8.0
 ENDLESS = (
@@ -59,13 +59,6 @@ def sleep_for_ever(stalled: Path) -> None:
     threading.Event().wait()
 
 
-def get_on(depth: int) -> None:
-    """Work without beats, for 40 ms a level."""
-    time.sleep(0.04)
-    if depth:
-        get_on(depth - 1)
-
-
 def train_and_stall(latents: Path, out: Path, stalled: Path) -> None:
     """For `run_ranks`: rank 0 saves for longer than the limit; rank 1 never gets a sixth batch."""
 
@@ -74,15 +67,14 @@ def train_and_stall(latents: Path, out: Path, stalled: Path) -> None:
             sleep_for_ever(stalled)
         return latent_batch(corpus, places)
 
-    def stage_slowly(*given: Any) -> None:
+    def hash_slowly(content: memoryview) -> str:
         if os.environ["RANK"] == "0":
-            for _ in range(5):
-                get_on(int(LIMIT / 4 / 0.04))
-        stage(*given)
+            time.sleep(LIMIT / 2)  # for each of several files
+        return sha256(content)
 
     patches = {
         "training.feed.latent_batch": collate,
-        "training.engine.saving.stage": stage_slowly,
+        "training.engine.saving.sha256": hash_slowly,
     }
     with ExitStack() as patched:
         for name, function in patches.items():
@@ -126,7 +118,7 @@ def test_a_stopped_rank_is_named_by_the_others_and_ended(latents: Path, tmp_path
     lines = [line for line in ended.output.splitlines() if line.startswith("ldm: ")]
     assert len(lines) == 1, ended.output
     assert f"rank 1 ({socket.gethostname()}) has given no sign of life since step" in lines[0]
-    assert "(training/loop.py:" in lines[0]
+    assert re.search(r", at \w+ \(\w+/\w+\.py:\d+\) < ", lines[0])
 
 
 def test_a_rank_whose_peers_meeting_place_is_gone_says_so(latents: Path, tmp_path: Path) -> None:
@@ -148,3 +140,18 @@ def test_a_rank_whose_peers_meeting_place_is_gone_says_so(latents: Path, tmp_pat
         assert time.monotonic() - began < LIMIT + GRACE
     assert ended.code == 1, ended.output
     assert f"no progress for 3 s, and no answer from 127.0.0.1:{port}" in ended.output
+
+
+def test_a_rank_that_never_comes_is_named(latents: Path, tmp_path: Path) -> None:
+    """The first rank waits for it where ranks meet, before there is an engine."""
+    log, port = tmp_path / "log", str(free_ports(1)[0])
+    place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "GLOO_SOCKET_IFNAME": "lo"}
+    environment = {**ENVIRONMENT, **place, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    out = tmp_path / "run"
+    command = [*LDM, "train", f"data.url={latents}", f"out={out}", *ENDLESS]
+    with ExitStack() as ending:
+        alone = start_process(command, log, environment)
+        ending.callback(kill_process, alone)
+        ended = wait_for_end(alone, log)
+    assert ended.code == 1, ended.output
+    assert "no progress for 3 s: rank 1 has never given a sign of life" in ended.output

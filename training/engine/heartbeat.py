@@ -19,6 +19,7 @@ from typing import TypeVar
 
 from torch.distributed import TCPStore
 
+from conf.errors import Preempted
 from data.last_words import leave_last_words
 from data.process import process_mark
 from data.retry import waiting_for_store
@@ -43,7 +44,7 @@ class Heartbeat:
     def __init__(self, world: World, limit: float, step: int) -> None:
         self._world, self._limit = world, limit
         self._first = step
-        self._at = (step, Phase.reading, 0)  # replaced whole: another thread reads it
+        self._at = (step, Phase.starting, 0)  # replaced whole: another thread reads it
         self._progressed = self._answered = time.monotonic()
         self._read = -float("inf")  # when all pulses were read
         self._seen: dict[int, tuple[Pulse, float]] = {}  # and when it was new
@@ -81,7 +82,7 @@ class Heartbeat:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
-        self._done = kind is None  # a rank that fails is missed by the others
+        self._done = kind in (None, Preempted)  # a rank that fails is missed by the others
         self._stop.set()
         for thread in self._threads:
             thread.join(timeout=LONGEST_PAUSE)

@@ -13,16 +13,18 @@ FRAMES = 12  # of a stack that are shown, the innermost ones
 # Where Python stands while a rank waits for others: in a collective, or in a backward pass that
 # averages gradients.
 WAITING_PLACES = ("/torch/distributed/", "/torch/autograd/", "/deepspeed/comm/")
+CALLS = "/torch/nn/modules/module.py"  # between a module and its parts; says nothing
 READERS = "read-ahead"  # names of the threads that read begin so
 
 
 class Phase(IntEnum):
-    """What a rank does, in the order in which it does so between two updates."""
+    """What a rank does, in the order in which it does so before and between updates."""
 
-    validating = 0
-    saving = 1
-    reading = 2
-    computing = 3
+    starting = 0
+    validating = 1
+    saving = 2
+    reading = 3
+    computing = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,8 +134,10 @@ def stack_text(frame: FrameType | None) -> str:
     """A stack in one line, its innermost functions first: `read (data/tar.py:5) < ...`."""
     parts: list[str] = []
     while frame is not None and len(parts) < FRAMES:
-        file = "/".join(Path(frame.f_code.co_filename).parts[-2:])
-        parts.append(f"{frame.f_code.co_name} ({file}:{frame.f_lineno})")
+        file = frame.f_code.co_filename
+        if not file.endswith(CALLS):
+            short = "/".join(Path(file).parts[-2:])
+            parts.append(f"{frame.f_code.co_name} ({short}:{frame.f_lineno})")
         frame = frame.f_back
     return " < ".join(parts)
 
