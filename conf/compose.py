@@ -21,14 +21,13 @@ from conf.schema import CHOICES, COMMANDS
 
 
 @cache
-def _register() -> None:
-    store = ConfigStore.instance()
-    for name, schema in COMMANDS.items():
-        file = file_name(name)
-        store.store(group="schema/command", name=file, node=schema, package="_global_")
-    for group, choices in CHOICES.items():
-        for name, schema in choices.items():
-            store.store(group=f"schema/{group}", name=name, node=schema)
+def _register(command: str) -> None:
+    """Tell Hydra of a command's schema, and those of its groups' choices: all of them take long."""
+    store, schema = ConfigStore.instance(), COMMANDS[command]
+    store.store(group="schema/command", name=file_name(command), node=schema, package="_global_")
+    for group in (item.name for item in fields(schema) if item.name in CHOICES):
+        for name, choice in CHOICES[group].items():
+            store.store(group=f"schema/{group}", name=name, node=choice)
 
 
 def file_name(command: str) -> str:
@@ -90,7 +89,7 @@ def settings_help(command: str, overrides: list[str]) -> list[tuple[str, str, st
 
 
 def _compose(command: str, overrides: list[str]) -> DictConfig:
-    _register()
+    _register(command)
     for override in overrides:
         _check_name(command, override)
     try:
@@ -135,14 +134,14 @@ def _check_lists(config: Any, prefix: str = "") -> None:
             raise UserError(f"{name}={value}", "has items that are not plain values", remedy)
 
 
-def group_choices(group: str) -> list[str]:
+@cache
+def group_choices(group: str) -> tuple[str, ...]:
     """The choices of a config group, which are the YAML files in the folder of its name."""
     folder = resources.files("conf") / group
     if not group.isidentifier() or not folder.is_dir():
-        return []
-    return sorted(
-        file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml")
-    )
+        return ()
+    names = [file.name for file in folder.iterdir()]
+    return tuple(sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml")))
 
 
 def _explain(command: str, overrides: list[str], error: Exception) -> UserError:

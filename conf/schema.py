@@ -35,7 +35,7 @@ from conf.groups import (
     UNetConfig,
     WebDatasetSource,
 )
-from conf.plan import PlanConfig
+from conf.plan import PlanConfig, PlanTrainConfig
 from conf.sweeping import SweepConfig
 from conf.training import (
     CheckpointConfig,
@@ -331,7 +331,7 @@ class DemoCommand:
 class PlanTrainCommand(TrainCommand):
     """Tell what `ldm train` with the same settings would take, and refuse what cannot run."""
 
-    plan: PlanConfig = group(PlanConfig, "what it is planned for")
+    plan: PlanTrainConfig = group(PlanTrainConfig, "what it is planned for")
 
 
 @dataclass(kw_only=True, slots=True)

@@ -5,10 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
-from multiprocessing import get_context
 from pathlib import Path
 from typing import TypeVar
 
@@ -74,6 +71,11 @@ def run_tasks(work: Callable[[T], R], tasks: Iterable[T], processes: int) -> Ite
     Raises:
         RunError: One was killed.
     """
+    # Not needed by what only looks at processes, such as every start of `ldm`.
+    from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+    from concurrent.futures.process import BrokenProcessPool
+    from multiprocessing import get_context
+
     if processes <= 1:
         yield from map(work, tasks)
         return

@@ -1,22 +1,21 @@
-"""`ldm COMMAND [group=choice] [key=value] ...`: composes, dispatches, says what is wrong."""
+"""`ldm COMMAND [group=choice] [key=value] ...`: composes, dispatches, says what is wrong.
 
+What only some commands need is imported where they need it: `ldm --help` shall not take a second.
+"""
+
+import gc
 import signal
 import sys
 from collections.abc import Callable
-from importlib import import_module, metadata
+from importlib import import_module
 from types import FrameType
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from conf.clusters import RemoteCluster, cluster_nodes
-from conf.compose import compose_config, group_choices, settings_help
 from conf.errors import Preempted, RunError, UserError
 from conf.schema import COMMANDS
 from data.last_words import leave_last_words, rank_errors
 from launch.jobs.node import in_job, this_node
-from launch.jobs.submit import submit
 from launch.local import PREEMPTED_EXIT_CODE, die_with_parent, is_rank, run_ranks
 
 # Loaded when they are needed: most of them import torch, which takes seconds.
@@ -44,6 +43,7 @@ INTERRUPTED_EXIT_CODE = 130
 
 def main() -> None:
     """The entry point of `ldm`."""
+    gc.disable()  # until a command begins: it looks for garbage in all that imports leave
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, _stop)
     sys.exit(run(sys.argv[1:]))
@@ -84,6 +84,8 @@ def _dispatch(arguments: list[str]) -> int:
         _overview()
         return 0
     if arguments[0] in ("-V", "--version"):
+        from importlib import metadata
+
         print(metadata.version("latent-foundry"))
         return 0
     command, *overrides = arguments
@@ -99,12 +101,18 @@ def _dispatch(arguments: list[str]) -> int:
     for flag in (override for override in overrides if override.startswith("-")):
         raise UserError(flag, "there is no such flag", f"`ldm {command} --help` lists the settings")
     if command == SWEEP:  # whose overrides make many configurations
+        gc.enable()
         return _run_here(_handler(command), overrides)
+    from conf.compose import compose_config
+
     config = compose_config(command, overrides)
+    gc.enable()
     cluster = getattr(config, "cluster", None)
     if cluster is None or command.startswith(f"{PLAN} ") or is_rank():
         return _run_here(_handler(command), config)
     if isinstance(cluster, RemoteCluster) and not in_job(cluster):
+        from launch.jobs.submit import submit
+
         return submit(command, overrides, cluster)
     if cluster_nodes(cluster) > 1:
         return run_ranks(arguments, cluster, this_node(cluster))
@@ -139,6 +147,9 @@ def _complain(line: str, code: int) -> int:
 
 
 def _overview() -> None:
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table(box=None, show_header=False, padding=(0, 2))
     for name, schema in COMMANDS.items():
         table.add_row(f"ldm {name}", (schema.__doc__ or "").strip())
@@ -150,6 +161,11 @@ def _overview() -> None:
 
 
 def _explain(command: str, overrides: list[str]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from conf.compose import group_choices, settings_help
+
     console = Console()
     console.print((COMMANDS[command].__doc__ or "").strip())
     console.print(f"\nUsage: ldm {command} [group=choice] [key=value] ...\n", markup=False)

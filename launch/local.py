@@ -1,10 +1,7 @@
 """A command on the ranks of this machine, alone or in a job, through torch's elastic launcher."""
 
-import logging
 import os
-import socket
 import sys
-import tempfile
 from typing import Any
 
 from conf.errors import UserError
@@ -41,6 +38,9 @@ def run_ranks(arguments: list[str], cluster: ClusterConfig, node: Node | None = 
     Raises:
         UserError: The port is taken.
     """
+    import logging
+    import tempfile
+
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -112,6 +112,8 @@ def die_with_parent() -> None:
 
 
 def _check_port(port: int) -> None:
+    import socket
+
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

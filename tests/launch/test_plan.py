@@ -189,6 +189,14 @@ def test_a_cache_plans(capsys: pytest.CaptureFixture[str]) -> None:
     assert both["hours"] is None
 
 
+@pytest.mark.parametrize("name", ["reserve_gb", "store_mb_s", "downsampling", "classes"])
+def test_a_cache_is_not_planned_by_settings_that_it_does_not_read(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["plan", "cache", "autoencoder=sd15", f"plan.{name}=1"]) == 2
+    assert f"plan.{name}=1: there is no such setting" in capsys.readouterr().err
+
+
 def test_what_is_printed_fits_a_terminal(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from conf.errors import UserError
 from conf.groups import DataConfig
-from conf.plan import PlanConfig
+from conf.plan import PlanTrainConfig
 from data.manifest import Manifest, load_manifest
 from data.storage import open_prefix
 from training.models.classes import WIDTH as DIGITS
@@ -50,7 +50,7 @@ class Fed:
         return max(self.buckets, key=lambda sides: sides[0] * sides[1])
 
 
-def fed_by(data: DataConfig, plan: PlanConfig) -> Fed:
+def fed_by(data: DataConfig, plan: PlanTrainConfig) -> Fed:
     """What a training reads.
 
     Raises:
@@ -99,7 +99,7 @@ def read_manifests(url: str, also: Sequence[str] = ()) -> tuple[list[Manifest], 
     return [first, *others], ""
 
 
-def _assumed(plan: PlanConfig, why: str) -> Fed:
+def _assumed(plan: PlanTrainConfig, why: str) -> Fed:
     side = plan.image_size
     places = (side // plan.downsampling) ** 2
     _, _, width, tokens, _, _ = _settings(plan)
@@ -119,7 +119,7 @@ def stored_bytes(arrays: Iterable[int]) -> int:
     return BLOCK * (sum(1 + count for count in blocks) + 2)
 
 
-def _settings(plan: PlanConfig) -> tuple[int, int, int, int, int, int]:
+def _settings(plan: PlanTrainConfig) -> tuple[int, int, int, int, int, int]:
     """The sizes from `downsampling` to `classes`."""
     text = (DIGITS, 1) if plan.classes else (plan.text_width, plan.text_tokens)
     return plan.downsampling, plan.latent_channels, *text, 0, plan.classes
