@@ -150,7 +150,9 @@ def _explain(command: str, overrides: list[str], error: Exception) -> UserError:
     """
     meanings = dict(_settings(COMMANDS[command]))
     wrong = _first_line(error.__cause__ or error)
-    for i, override in enumerate(overrides):
+    told = str(error)  # which names the setting, most often: then the first to be left out is it
+    for i in sorted(range(len(overrides)), key=lambda i: overrides[i].split("=")[0] not in told):
+        override = overrides[i]
         with contextlib.suppress(HydraException, OmegaConfBaseException):
             _hydra_compose(command, overrides[:i] + overrides[i + 1 :])
             name = override.partition("=")[0]

@@ -76,6 +76,7 @@ def check(config: Any) -> None:
             _weights(config.autoencoder)
         case EvaluateCommand():
             _weights(config.autoencoder)
+            _made(config)
         case VerifyCommand():
             _audit(config)
 
@@ -226,6 +227,19 @@ def _captions(config: EncodingConfig) -> None:
         raise UserError(
             f"encoding.captions={config.captions}", "names a field twice", "name each field once"
         )
+
+
+def _made(config: EvaluateCommand) -> None:
+    """What is made of captions: two images at least, for the score goes by how they differ."""
+    count = config.images_per_caption
+    if count == 1:
+        wrong = "says nothing of how images of one caption differ"
+        raise UserError("images_per_caption=1", wrong, "give 2 or more, or 0 for no energy score")
+    for item in fields(config.sampler) if not count else ():
+        if getattr(config.sampler, item.name) != item.default:
+            name = f"sampler.{item.name}"
+            remedy = "give images_per_caption=2 too, or leave it out"
+            raise UserError(name, "does nothing without images_per_caption", remedy)
 
 
 def _audit(config: VerifyCommand) -> None:

@@ -36,7 +36,7 @@ from conf.groups import (
     WebDatasetSource,
 )
 from conf.plan import PlanConfig, PlanTrainConfig
-from conf.sweeping import SweepConfig
+from conf.sweeping import SweepConfig, SweepTrainConfig
 from conf.training import (
     CheckpointConfig,
     EngineConfig,
@@ -250,6 +250,10 @@ class EvaluateCommand:
     out: str = setting("URL of the folder for evaluation.json and reconstructions.png")
     samples: int = setting("images to use; 0 is all", 0, low=0)
     draws: int = setting("noise and timestep draws an image, stratified over timesteps", 4, low=1)
+    images_per_caption: int = setting(
+        "images made of each caption for the energy score, 2 or more; 0 makes none", 0, low=0
+    )
+    sampler: SamplerConfig = group(SamplerConfig, "how those images are made")
     seed: int = setting("seed of noise and timesteps", 0, low=0, high=4611686018427387904)
     cluster: ClusterConfig = group(ClusterConfig, "where it runs")
 
@@ -345,6 +349,13 @@ class PlanCacheCommand(CacheCommand):
 class SweepTrainCommand(TrainCommand):
     """Train once for each of several choices of settings, and find the best."""
 
+    sweep: SweepTrainConfig = group(SweepTrainConfig, "which trials, and how they are run")
+
+
+@dataclass(kw_only=True, slots=True)
+class SweepEvaluateCommand(EvaluateCommand):
+    """Evaluate a run once for each of several choices of its sampler, and find the best."""
+
     sweep: SweepConfig = group(SweepConfig, "which trials, and how they are run")
 
 
@@ -358,6 +369,7 @@ COMMANDS: dict[str, type] = {
     "train -m": SweepTrainCommand,
     "sample": SampleCommand,
     "evaluate": EvaluateCommand,
+    "evaluate -m": SweepEvaluateCommand,
     "report": ReportCommand,
     "status": StatusCommand,
     "logs": LogsCommand,

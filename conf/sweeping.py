@@ -25,17 +25,27 @@ class SweepConfig:
     )
     seed: int = setting("seed of what tpe and cmaes draw", 0, low=0, high=4294967295)
     startup_trials: int = setting(
-        "first trials that tpe draws at random, and that median waits for", 5, low=1
-    )
-    pruner: SweepPruner = setting(
-        "what ends a trial by its validation losses: none; median: worse than half of the others; "
-        "halving: not among the best third at 1, 3, 9, ... measurements",
-        SweepPruner.none,
+        "first trials that tpe draws at random, and that sweep.pruner=median waits for", 5, low=1
     )
     storage: str | None = setting(
         "database of the trials, which several workers may share, as sqlite:////shared/study.db or "
         "postgresql://HOST/NAME; null is study.db in the sweep's folder",
         None,
     )
-    parallel: int = setting("trials that one worker runs at the same time", 1, low=1)
+    parallel: int = setting(
+        "trials that one worker runs at the same time, each on GPUs of its own, if there are as many",
+        1,
+        low=1,
+    )
     retries: int = setting("how often a trial that fails or is preempted goes on", 1, low=0)
+
+
+@dataclass(kw_only=True, slots=True)
+class SweepTrainConfig(SweepConfig):
+    """The same of trainings, whose losses tell before their end what becomes of them."""
+
+    pruner: SweepPruner = setting(
+        "what ends a trial by its validation losses: none; median: worse than half of the others; "
+        "halving: not among the best third at 1, 3, 9, ... measurements",
+        SweepPruner.none,
+    )

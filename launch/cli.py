@@ -26,9 +26,10 @@ HANDLERS = {
     "autoencoder": "training.autoencode:train_autoencoder",
     "cache": "training.cache:make_cache",
     "train": "training.diffuse:train_denoiser",
-    "train -m": "launch.sweep.command:sweep",
+    "train -m": "launch.sweep.command:sweep_trainings",
     "sample": "training.generate:generate",
     "evaluate": "training.evaluate:evaluate",
+    "evaluate -m": "launch.sweep.command:sweep_evaluations",
     "report": "launch.report:report",
     "status": "launch.jobs.commands:status",
     "logs": "launch.jobs.commands:logs",
@@ -37,7 +38,7 @@ HANDLERS = {
     "plan cache": "launch.plan:plan_caching",
 }
 PLAN = "plan"
-SWEEP, SWEEPING = "train -m", {"-m", "--multirun"}
+SWEEP, SWEEPING = " -m", {"-m", "--multirun"}
 INTERRUPTED_EXIT_CODE = 130
 
 
@@ -91,8 +92,8 @@ def _dispatch(arguments: list[str]) -> int:
     command, *overrides = arguments
     if command == PLAN:
         command, overrides = _planned(overrides)
-    if command == "train" and SWEEPING & set(overrides):
-        command, overrides = SWEEP, [o for o in overrides if o not in SWEEPING]
+    if command + SWEEP in COMMANDS and SWEEPING & set(overrides):
+        command, overrides = command + SWEEP, [o for o in overrides if o not in SWEEPING]
     if command not in COMMANDS:
         raise UserError(command, "there is no such command", f"choose one of {', '.join(COMMANDS)}")
     if {"-h", "--help"} & set(overrides):
@@ -100,7 +101,7 @@ def _dispatch(arguments: list[str]) -> int:
         return 0
     for flag in (override for override in overrides if override.startswith("-")):
         raise UserError(flag, "there is no such flag", f"`ldm {command} --help` lists the settings")
-    if command == SWEEP:  # whose overrides make many configurations
+    if command.endswith(SWEEP):  # whose overrides make many configurations
         gc.enable()
         return _run_here(_handler(command), overrides)
     from conf.compose import compose_config
@@ -177,7 +178,7 @@ def _explain(command: str, overrides: list[str]) -> None:
             groups[group] = choices
         table.add_row(name, value, doc)
     console.print(table, markup=False)
-    if command in ("autoencoder", "train", "plan train", SWEEP):
+    if command in ("autoencoder", "train", "plan train", "train -m"):
         groups["experiment"] = group_choices("experiment")
     for group, choices in groups.items():
         console.print(f"{group}= one of {', '.join(choices)}", markup=False)

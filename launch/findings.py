@@ -12,10 +12,11 @@ from data.manifest import Manifest, load_manifest
 from data.progress import read_summary
 from data.storage import Prefix, open_prefix
 from data.stream import open_dataset
-from training.evaluate import RECONSTRUCTIONS, RESULT
+from training.evaluate import RECONSTRUCTIONS
 from training.generate import PROMPTS
 from training.grids import FOLDER
 from training.meaning import Meaning, kept_meaning, meaning_of
+from training.names import EVALUATION
 from training.run import read_run, run_config
 from training.tracking.files import read_metrics
 
@@ -69,7 +70,7 @@ def collect(out: Prefix) -> Findings:
     samples = [name for name in out.names("samples") if out.exists(f"samples/{name}/{PROMPTS}")]
     places = [*made_of, *([autoencoder] if autoencoder else []), data_at, out]
     places += [out / f"samples/{name}" for name in samples] + [out / "evaluation"]
-    evaluated = out.exists(f"evaluation/{RESULT}")
+    evaluated = out.exists(f"evaluation/{EVALUATION}")
     return Findings(
         run=run,
         data=data,
@@ -80,7 +81,7 @@ def collect(out: Prefix) -> Findings:
             "denoiser": read_metrics(out),
         },
         samples=[_samples(out / f"samples/{name}") for name in samples],
-        evaluation=json.loads(out.read(f"evaluation/{RESULT}")) if evaluated else None,
+        evaluation=json.loads(out.read(f"evaluation/{EVALUATION}")) if evaluated else None,
         reconstructions=decode_image(out.read(f"evaluation/{RECONSTRUCTIONS}"))
         if evaluated
         else None,

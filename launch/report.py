@@ -15,7 +15,7 @@ from launch.charts import bins_chart, loss_chart, picture, rate_chart
 from launch.findings import Findings, Samples, collect
 from launch.html import TEMPLATE, png, table
 from launch.sweep.page import report_sweep
-from launch.sweep.plan import is_sweep
+from launch.sweep.plan import objective_in
 from training.evaluate import describe
 from training.tracking.wandb_run import start_wandb, wandb_image, wandb_key
 
@@ -30,8 +30,8 @@ def report(config: ReportCommand) -> None:
         UserError: There is no such run.
     """
     out = open_prefix(config.run, "run")
-    if is_sweep(out):
-        report_sweep(out, config.tracking)
+    if objective := objective_in(out):
+        report_sweep(out, objective, config.tracking)
         return
     findings = collect(out)
     image = picture(findings)

@@ -1,12 +1,13 @@
 """`ldm evaluate`: what a run has learned, measured on images that it was not trained on.
 
 Reconstruction PSNR of the autoencoder, and the denoising loss with the right captions, with those
-of other images and with empty ones, over the same noise and timesteps.
+of other images and with empty ones, over the same noise and timesteps. Where that is asked for, the
+energy score of the images that the run makes of their captions.
 """
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -29,11 +30,12 @@ from data.stream import Dataset, open_dataset
 from training.autoencode import to_images
 from training.diffuse import load_trained
 from training.diffusion.loss import diffusion_loss
+from training.energy import measure_energy
+from training.names import ENERGY, EVALUATION
 from training.random import Purpose, normal, uniform
 from training.step import as_denoiser, final_latents
 from training.trained import TrainedModel, grid, to_pixels
 
-RESULT = "evaluation.json"
 RECONSTRUCTIONS = "reconstructions.png"
 CAPTIONS = ("right", "other", "empty")
 SHOWN_IMAGES = 16
@@ -93,16 +95,18 @@ def evaluate(config: EvaluateCommand) -> dict[str, Any]:
         "weights": model.weights,
         **{name: getattr(config, name) for name in ("samples", "draws", "seed")},
     }
+    if config.images_per_caption:
+        settings |= {"images_per_caption": config.images_per_caption, "sampler": _sampler(config)}
     out.require_writable(0)
     if not claim(out, settings) and read_summary(out):
         say(f"evaluate: {out.url} is finished, nothing to do")
-        return dict(json.loads(out.read(RESULT)))
+        return dict(json.loads(out.read(EVALUATION)))
     batches = _read_all(data, config)
     result, picture = _measure(config, model, batches)
     keys = [key for batch in batches for key in batch.keys]
     result["trained_on"] = sum(dataset.count_keys(keys) for dataset in model.datasets)
     out.write(RECONSTRUCTIONS, encode_png(picture))
-    out.write(RESULT, json.dumps(result, indent=1).encode() + b"\n")
+    out.write(EVALUATION, json.dumps(result, indent=1).encode() + b"\n")
     say(describe(result))
     write_summary(out, "evaluate", result["images"], time.perf_counter() - started, peak_memory())
     return result
@@ -125,6 +129,13 @@ def describe(result: dict[str, Any]) -> str:
         verdict = "win" if ratio > 2 else "do NOT win"
         lines.append(
             f"right captions {verdict} over {name} ones: by {margin}, {ratio:.1f} standard errors"
+        )
+    if ENERGY in result:
+        made = result["made"]
+        lines.append(
+            f"energy score of {made['images_per_caption']} images a caption, guidance "
+            f"{made['guidance_scale']:g}, {made['steps']} steps of {made['kind']}: "
+            f"{Estimate(**result[ENERGY])}; the lower the better"
         )
     return "\n".join(lines)
 
@@ -158,7 +169,7 @@ def _measure(
         meta.get("group", key) for b in batches for key, meta in zip(b.keys, b.metas, strict=True)
     ]
     others = other_captions(captions, groups)
-    psnr, losses = [], []
+    psnr, losses, kept = [], [], []
     with progress("evaluate", len(captions)) as meter:
         for number, batch in enumerate(batches):
             images = to_images(batch.images, model.device)
@@ -167,11 +178,18 @@ def _measure(
             psnr.append(_psnr(batch.images, restored))
             first = number * BATCH
             wrong = others[first : first + len(batch.captions)]
-            losses.append(_caption_losses(config, model, batch, moments, wrong))
+            latents = _latents(config, model, batch, moments)
+            losses.append(_caption_losses(config, model, batch, latents, wrong))
+            if config.images_per_caption:
+                kept.append(latents.cpu())
             if number == 0:
                 picture = _side_by_side(batch.images, restored)
             meter.advance(len(batch.captions))
-    return _result(np.concatenate(psnr), np.concatenate(losses, axis=1), groups), picture
+    result = _result(np.concatenate(psnr), np.concatenate(losses, axis=1), groups)
+    if config.images_per_caption:
+        result[ENERGY] = _plain(measure_energy(config, model, batches, kept), groups)
+        result["made"] = {"images_per_caption": config.images_per_caption, **_sampler(config)}
+    return result, picture
 
 
 def other_captions(captions: list[str], groups: list[str]) -> list[str]:
@@ -191,19 +209,25 @@ def other_captions(captions: list[str], groups: list[str]) -> list[str]:
     return others
 
 
+def _latents(
+    config: EvaluateCommand, model: TrainedModel, batch: ImageBatch, moments: Tensor
+) -> Tensor:
+    """Final latents (B, C, H, W) of images, drawn by their places as those of training are."""
+    shape = (model.spec.channels, *moments.shape[2:])
+    posterior = normal(config.seed, batch.places.tolist(), Purpose.posterior, shape)
+    return final_latents(moments, posterior.to(model.device), model.spec)
+
+
 @torch.inference_mode()
 def _caption_losses(
     config: EvaluateCommand,
     model: TrainedModel,
     batch: ImageBatch,
-    moments: Tensor,
+    latents: Tensor,
     others: list[str],
 ) -> NDArray[np.float64]:
     """Mean loss per image over the draws with right, other and empty captions: (3, B)."""
-    places = batch.places.tolist()
-    shape = (model.spec.channels, *moments.shape[2:])
-    posterior = normal(config.seed, places, Purpose.posterior, shape).to(model.device)
-    latents = final_latents(moments, posterior, model.spec)
+    places, shape = batch.places.tolist(), tuple(latents.shape[1:])
     conditions = (  # in the order of CAPTIONS
         model.encode_captions(batch.captions),
         model.encode_captions(others),
@@ -253,14 +277,19 @@ def _side_by_side(images: NDArray[np.uint8], restored: NDArray[np.uint8]) -> NDA
 def _result(
     psnr: NDArray[np.float64], losses: NDArray[np.float64], groups: list[str]
 ) -> dict[str, Any]:
-    def plain(values: NDArray[np.float64]) -> dict[str, float]:
-        made = estimate(values, groups)
-        return {"mean": made.mean, "error": made.error}
-
+    margins = {name: losses[i] - losses[0] for i, name in enumerate(CAPTIONS) if i}
     return {
         "images": len(groups),
         "groups": len(set(groups)),
-        "psnr": plain(psnr),
-        "loss": {name: plain(losses[i]) for i, name in enumerate(CAPTIONS)},
-        "margin": {name: plain(losses[i] - losses[0]) for i, name in enumerate(CAPTIONS) if i},
+        "psnr": _plain(psnr, groups),
+        "loss": {name: _plain(losses[i], groups) for i, name in enumerate(CAPTIONS)},
+        "margin": {name: _plain(margin, groups) for name, margin in margins.items()},
     }
+
+
+def _plain(values: NDArray[np.float64], groups: list[str]) -> dict[str, float]:
+    return asdict(estimate(values, groups))
+
+
+def _sampler(config: EvaluateCommand) -> dict[str, Any]:
+    return {name: getattr(v, "value", v) for name, v in asdict(config.sampler).items()}

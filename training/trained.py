@@ -1,5 +1,6 @@
 """A denoiser with what it takes to make images of captions, and how images are laid out."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,6 +81,24 @@ def sample_images(
 ) -> NDArray[np.uint8]:
     """Images (B, H, W, 3), uint8, of captions, each by its caption, seed and place alone.
 
+    The arguments are those of `sample_latents`.
+    """
+    latents = sample_latents(model, captions, places, config, seed, on_step)
+    with torch.inference_mode():
+        images = model.autoencoder.decode(raw_latents(latents, model.spec))
+    return to_pixels(images)
+
+
+def sample_latents(
+    model: Painter,
+    captions: list[str],
+    places: Sequence[int],
+    config: SamplerConfig,
+    seed: int,
+    on_step: Progress | None = None,
+) -> Tensor:
+    """Final latents (B, C, H, W) of captions, each by its caption, seed and place alone.
+
     Args:
         model: What makes them.
         captions: One an image.
@@ -96,7 +115,7 @@ def sample_images(
     def noise(draw: int) -> Tensor:
         return normal(seed, places, Purpose.sampling, shape, draw).to(model.device)
 
-    latents = sample(
+    return sample(
         config,
         as_denoiser(model.unet),
         noise(0),
@@ -107,9 +126,6 @@ def sample_images(
         noise_of_step,
         on_step,
     )
-    with torch.inference_mode():
-        images = model.autoencoder.decode(raw_latents(latents, model.spec))
-    return to_pixels(images)
 
 
 def to_pixels(images: Tensor) -> NDArray[np.uint8]:

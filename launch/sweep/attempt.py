@@ -7,29 +7,35 @@ import sys
 import time
 from pathlib import Path
 
-from conf.schema import SweepTrainCommand
+from conf.schema import SweepEvaluateCommand, SweepTrainCommand
 from data.process import usable_cores
 from launch.local import PARENT, PREEMPTED_EXIT_CODE
+from launch.sweep.gpus import VISIBLE
 from launch.sweep.record import Outcome
 
 SAID = "ldm: "  # with what the last line of a command that fails begins
 
 
 class Attempt:
-    """`ldm train` in a process of its own, which dies with this one.
+    """A command in a process of its own, which dies with this one.
 
     Args:
-        arguments: The overrides.
+        arguments: Of `ldm`.
         log: Where its output is added.
         threads: That it computes with, unless the environment says how many.
+        gpus: That it may use, as CUDA names them; None leaves it all that this process may use.
     """
 
-    def __init__(self, arguments: list[str], log: Path, threads: int) -> None:
+    def __init__(
+        self, arguments: list[str], log: Path, threads: int, gpus: list[str] | None
+    ) -> None:
         environment = {"OMP_NUM_THREADS": str(threads), **os.environ, PARENT: str(os.getpid())}
+        if gpus is not None:
+            environment[VISIBLE] = ",".join(gpus)
         self.began, self._told = time.monotonic(), False
         with log.open("ab") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "launch.cli", "train", *arguments],
+                [sys.executable, "-m", "launch.cli", *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -52,7 +58,7 @@ class Attempt:
         return time.monotonic() - self.began
 
 
-def threads_of(config: SweepTrainCommand) -> int:
+def threads_of(config: SweepTrainCommand | SweepEvaluateCommand) -> int:
     """The threads of each rank, where all trials at a time share the cores."""
     return max(1, usable_cores() // (config.sweep.parallel * config.cluster.processes))
 

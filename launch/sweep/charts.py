@@ -2,6 +2,8 @@
 
 import io
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from matplotlib import colormaps
@@ -10,71 +12,117 @@ from matplotlib.figure import Figure
 
 from conf.space import Choices, Dimension
 from launch.sweep.importance import value_of
+from launch.sweep.objective import Measured
 from launch.sweep.record import Outcome, Trial, folder_of, ranked
 from launch.sweep.samplers import share_of
-from training.names import VAL_LOSS
 
 BLUE, GREY = "#2b6cb0", "#aaaaaa"
 NAMED = 8  # curves that the legend names
-Curves = Mapping[int, tuple[list[int], list[float]]]
+HEIGHT = 4.2  # inches
+Curves = Mapping[int, list[Measured]]
 
 
-def curves_chart(trials: list[Trial], curves: Curves) -> bytes:
-    """The validation loss of every trial over the samples seen."""
-    return _alone(lambda axes: draw_curves(axes, trials, curves), 4.2)
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """One chart of a report.
+
+    Args:
+        title: What it shows, as a heading.
+        height: In inches.
+        draw: Draws it.
+    """
+
+    title: str
+    height: float
+    draw: Callable[[Axes], None]
 
 
-def parallel_chart(trials: list[Trial], swept: list[Dimension]) -> bytes:
-    """One line a trial through all that varies, to its loss."""
-    return _alone(lambda axes: draw_parallel(axes, trials, swept), 4.2)
+def charts_of(
+    name: str,
+    trials: list[Trial],
+    curves: Curves,
+    swept: list[Dimension],
+    shares: Mapping[str, float],
+) -> list[Chart]:
+    """All charts of a sweep, in order.
+
+    Args:
+        name: Of the figure that trials are compared by.
+        trials: That have ended.
+        curves: What each has measured; a line, if any has more than once.
+        swept: What varies.
+        shares: How much each setting mattered, if that is known.
+    """
+    if any(figure.seen for curve in curves.values() for figure in curve):
+        first = [Chart("Losses", HEIGHT, lambda axes: draw_curves(axes, name, trials, curves))]
+    else:
+        first = [Chart(one.name, HEIGHT, partial(draw_values, name, trials, one)) for one in swept]
+    between = Chart(
+        "What was chosen, and what came of it",
+        HEIGHT,
+        lambda axes: draw_parallel(axes, name, trials, swept),
+    )
+    height = 0.45 * len(shares) + 1.0
+    mattered = Chart("What mattered", height, lambda axes: draw_importance(axes, shares))
+    return [*first, between, *([mattered] if shares else [])]
 
 
-def importance_chart(shares: Mapping[str, float]) -> bytes:
-    """How much each setting mattered."""
-    return _alone(lambda axes: draw_importance(axes, shares), 0.45 * len(shares) + 1.0)
-
-
-def picture(
-    trials: list[Trial], curves: Curves, swept: list[Dimension], shares: Mapping[str, float]
-) -> bytes:
-    """The charts in one picture."""
-    parts: list[tuple[float, Callable[[Axes], None]]] = [
-        (4.2, lambda axes: draw_curves(axes, trials, curves)),
-        (4.2, lambda axes: draw_parallel(axes, trials, swept)),
-    ]
-    if shares:
-        parts.append((0.45 * len(shares) + 1.0, lambda axes: draw_importance(axes, shares)))
-    heights = [height for height, _ in parts]
-    figure = Figure(figsize=(11, 1.1 * sum(heights)), layout="constrained")
-    places = figure.subplots(len(parts), 1, height_ratios=heights, squeeze=False)
-    for place, (_, draw) in zip(places.flat, parts, strict=True):
-        draw(place)
+def chart_png(chart: Chart) -> bytes:
+    """A chart by itself."""
+    figure = Figure(figsize=(9, chart.height), layout="constrained")
+    chart.draw(figure.add_subplot())
     return _png(figure)
 
 
-def draw_curves(axes: Axes, trials: list[Trial], curves: Curves) -> None:
+def picture(charts: list[Chart]) -> bytes:
+    """The charts in one picture."""
+    heights = [chart.height for chart in charts]
+    figure = Figure(figsize=(11, 1.1 * sum(heights)), layout="constrained")
+    places = figure.subplots(len(charts), 1, height_ratios=heights, squeeze=False)
+    for place, chart in zip(places.flat, charts, strict=True):
+        chart.draw(place)
+    return _png(figure)
+
+
+def draw_values(name: str, trials: list[Trial], dim: Dimension, axes: Axes) -> None:
+    """The figure of every complete trial, with its standard error, over one setting's value."""
+    colours = _colours(trials)
+    for trial in (one for one in trials if one.outcome is Outcome.complete):
+        value = trial.values[dim.name]
+        place = dim.values.index(value) if isinstance(dim, Choices) else float(value)
+        axes.errorbar(place, trial.loss, trial.error, fmt="o", color=colours[trial.number])
+    if isinstance(dim, Choices):
+        axes.set_xticks(range(len(dim.values)), dim.values)
+    elif dim.log:
+        axes.set_xscale("log")
+    axes.set_title(f"{name} of complete trials; bars are standard errors")
+    axes.set_xlabel(dim.name)
+    axes.grid(alpha=0.3)
+
+
+def draw_curves(axes: Axes, name: str, trials: list[Trial], curves: Curves) -> None:
     """The best in colour, and named; what was pruned or failed in grey."""
     colours = _colours(trials)
     for place, trial in enumerate(ranked(trials)):
-        seen, losses = curves.get(trial.number, ([], []))
+        curve = curves.get(trial.number, [])
         complete = trial.outcome is Outcome.complete
         axes.plot(
-            seen,
-            losses,
+            [figure.seen for figure in curve],
+            [figure.value for figure in curve],
             color=colours[trial.number],
             marker=".",
             linestyle="-" if complete else ":",
-            label=folder_of(trial.number) if place < NAMED and seen else None,
+            label=folder_of(trial.number) if place < NAMED and curve else None,
             zorder=3 if complete else 2,
         )
-    axes.set_title(f"{VAL_LOSS} of every trial; dotted ones were not completed")
+    axes.set_title(f"{name} of every trial; dotted ones were not completed")
     axes.set_xlabel("samples seen")
     axes.grid(alpha=0.3)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(title="best first", loc="center left", bbox_to_anchor=(1, 0.5))
 
 
-def draw_parallel(axes: Axes, trials: list[Trial], swept: list[Dimension]) -> None:
+def draw_parallel(axes: Axes, name: str, trials: list[Trial], swept: list[Dimension]) -> None:
     """An axis for each that varies and one for the loss; the best trial's line is the thickest."""
     colours = _colours(trials)
     complete = [one for one in trials if one.outcome is Outcome.complete]
@@ -92,7 +140,7 @@ def draw_parallel(axes: Axes, trials: list[Trial], swept: list[Dimension]) -> No
             _mark(axes, place, _height(dim, written), written)
     for height, loss in ((0.0, low), (1.0, high)) if losses else ():
         _mark(axes, len(swept), height, f"{loss:.4f}")
-    axes.set_xticks(range(len(swept) + 1), [*(dim.name for dim in swept), VAL_LOSS])
+    axes.set_xticks(range(len(swept) + 1), [*(dim.name for dim in swept), name])
     axes.set_yticks([])
     axes.set_xlim(-0.3, len(swept) + 0.5)
     axes.set_ylim(-0.08, 1.08)
@@ -129,12 +177,6 @@ def _colours(trials: list[Trial]) -> dict[int, Any]:
     for place, one in enumerate(order):
         found[one.number] = shades(0.95 * place / max(1, len(order) - 1))
     return found
-
-
-def _alone(draw: Callable[[Axes], None], height: float) -> bytes:
-    figure = Figure(figsize=(9, height), layout="constrained")
-    draw(figure.add_subplot())
-    return _png(figure)
 
 
 def _png(figure: Figure) -> bytes:

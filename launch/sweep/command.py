@@ -1,4 +1,6 @@
-"""`ldm train -m`: the worker that takes trials, runs each as `ldm train`, and keeps the results."""
+"""`ldm train -m` and `ldm evaluate -m`: the worker that takes trials, runs each as a command of its
+own, and keeps the results.
+"""
 
 import math
 import time
@@ -14,6 +16,8 @@ from data.claim import claim
 from data.say import say
 from data.storage import Prefix, open_prefix
 from launch.sweep.attempt import Attempt, failure_line, outcome_of, threads_of
+from launch.sweep.gpus import gpus_of_place, visible_gpus
+from launch.sweep.objective import EVALUATING, TRAINING, Measured, Objective
 from launch.sweep.plan import SweepPlan, identity, read_plan, trial_overrides
 from launch.sweep.record import (
     FOLDER,
@@ -26,9 +30,7 @@ from launch.sweep.record import (
     write_trial,
 )
 from launch.sweep.study import Held, Table
-from training.names import VAL_LOSS
 from training.stop import stop_flag
-from training.tracking.files import METRICS, read_metrics
 
 POLL_SECONDS = 0.1
 FAILURES = "failures"
@@ -42,18 +44,29 @@ STATES = {
 }
 
 
-def sweep(overrides: list[str]) -> None:
+def sweep_trainings(overrides: list[str]) -> None:
+    """`ldm train -m`, whose overrides are given without the flag."""
+    sweep(overrides, TRAINING)
+
+
+def sweep_evaluations(overrides: list[str]) -> None:
+    """`ldm evaluate -m`, whose overrides are given without the flag."""
+    sweep(overrides, EVALUATING)
+
+
+def sweep(overrides: list[str], objective: Objective) -> None:
     """Make all trials of a sweep that nobody else makes or has made.
 
     Args:
-        overrides: Of `ldm train -m`, without the flag.
+        overrides: Of the sweep's command, without the flag.
+        objective: What its trials run, and what they are compared by.
 
     Raises:
         UserError: They are no sweep, or its folder or database cannot be used.
         RunError: No trial could be completed.
         Preempted: Told to stop; trials have saved.
     """
-    plan = read_plan(overrides)
+    plan = read_plan(overrides, objective)
     out = open_prefix(plan.config.out, "out")
     if out.local is None:
         wrong = "is on no disk, where workers could agree who takes which trial"
@@ -62,21 +75,22 @@ def sweep(overrides: list[str]) -> None:
     worker = Worker(plan, out, out.local)
     say(f"sweep: {plan.trials} trials of {', '.join(dim.name for dim in plan.dimensions)}")
     worker.run()
-    _summarise(out, worker.table.open_elsewhere())
+    _summarise(out, objective, worker.table.open_elsewhere())
 
 
 @dataclass(slots=True)
 class Running:
-    """A trial that this worker runs, and its process."""
+    """A trial that this worker runs at one of its places, and its process."""
 
     held: Held
+    place: int
     values: dict[str, str]
     overrides: list[str]
     attempt: Attempt
     failures: list[str]
     before: float = 0.0  # seconds of earlier attempts of this worker
-    read: int = 0  # when its metrics were written that were read last, in ns
-    losses: dict[int, float] = field(default_factory=dict)  # by measurement, from 1
+    read: int = 0  # when the file was written that was read last, in ns
+    figures: dict[int, Measured] = field(default_factory=dict)  # by measurement, in order
     pruned: bool = False
 
     @property
@@ -96,9 +110,14 @@ class Worker:
 
     def __init__(self, plan: SweepPlan, out: Prefix, local: Path) -> None:
         self.plan, self.out, self.local = plan, out, local
+        self.objective = plan.objective
         self.table = Table(plan, out, local)
         self.running: dict[int, Running] = {}
         self.threads = threads_of(plan.config)
+        parallel, ranks = plan.config.sweep.parallel, plan.config.cluster.processes
+        self.gpus = visible_gpus() if parallel > 1 else []  # one alone may have them all
+        if 0 < len(self.gpus) < parallel * ranks:
+            say(f"sweep: {parallel} trials of {ranks} ranks share {len(self.gpus)} GPUs")
 
     def run(self) -> None:
         """Take and run trials.
@@ -132,10 +151,19 @@ class Worker:
         folder = str(self.local / folder_of(number))
         name = self.local.resolve().name
         overrides = trial_overrides(self.plan, values, folder, name)
-        attempt = Attempt(overrides, self._log(number), self.threads)
+        taken = {one.place for one in self.running.values()}
+        place = next(i for i in range(self.plan.config.sweep.parallel) if i not in taken)
+        attempt = self._attempt(number, place, overrides)
         failures = list(held.trial.user_attrs.get(FAILURES, []))
-        self.running[number] = Running(held, values, overrides, attempt, failures)
+        self.running[number] = Running(held, place, values, overrides, attempt, failures)
         say(f"trial {folder_of(number)}: {_shown(values)}")
+
+    def _attempt(self, number: int, place: int, overrides: list[str]) -> Attempt:
+        gpus, ranks = None, self.plan.config.cluster.processes
+        if self.gpus:
+            gpus = gpus_of_place(self.gpus, place, ranks)
+        arguments = [self.objective.command, *overrides]
+        return Attempt(arguments, self._log(number), self.threads, gpus)
 
     def _look(self, one: Running, stopping: bool) -> None:
         """Take in what a trial has measured, end it if it does badly, and see whether it ended."""
@@ -158,7 +186,7 @@ class Worker:
         if outcome is None:
             say(f"trial {folder_of(one.number)}: {failed}; it goes on")
             one.before += one.attempt.seconds()
-            one.attempt = Attempt(one.overrides, self._log(one.number), self.threads)
+            one.attempt = self._attempt(one.number, one.place, one.overrides)
             return
         self._tell(one, outcome)
 
@@ -166,42 +194,42 @@ class Worker:
         """Take in what a trial has measured, if it has written since, and end it if it does badly.
 
         Returns:
-            Whether a validation loss was not finite.
+            Whether a figure was not finite.
         """
-        metrics = self.local / folder_of(one.number) / METRICS
-        written = metrics.stat().st_mtime_ns if metrics.exists() else 0
+        file = self.local / folder_of(one.number) / self.objective.file
+        written = file.stat().st_mtime_ns if file.exists() else 0
         if written != one.read:
             one.read = written
             self._report(one)
-        return not all(map(math.isfinite, one.losses.values()))
+        return not all(math.isfinite(figure.value) for figure in one.figures.values())
 
     def _report(self, one: Running) -> None:
-        """Tell the study of new losses, by their number so that batch sizes do not matter."""
-        every = self.plan.config.validation.every_samples
-        lines = [line for line in read_metrics(self._run(one)) if VAL_LOSS in line]
-        one.losses = {-(-line["samples_seen"] // every): line[VAL_LOSS] for line in lines}
+        """Tell the study of new figures, by their number so that batch sizes do not matter."""
+        every = self.objective.every(self.plan.config)
+        figures = self.objective.read(self._run(one))
+        one.figures = {-(-figure.seen // every): figure for figure in figures}
         told = one.held.trial.study.get_trials(deepcopy=False)[one.number].intermediate_values
-        for step, loss in one.losses.items():
-            if math.isfinite(loss) and step not in told:
-                one.held.trial.report(loss, step)
-        if one.losses and not one.pruned and one.held.trial.should_prune():
+        for step, figure in one.figures.items():
+            if math.isfinite(figure.value) and step not in told:
+                one.held.trial.report(figure.value, step)
+        if one.figures and not one.pruned and one.held.trial.should_prune():
             one.pruned = True
             one.attempt.end()
 
     def _tell(self, one: Running, outcome: Outcome) -> None:
-        loss = next(reversed(one.losses.values()), None)
-        loss = loss if loss is not None and math.isfinite(loss) else None
-        if outcome is Outcome.complete and loss is None:
-            one.failures.append("it measured no validation loss")
+        last = next(reversed(one.figures.values()), None)
+        last = last if last is not None and math.isfinite(last.value) else None
+        if outcome is Outcome.complete and last is None:
+            one.failures.append(f"it measured no {self.objective.name}")
             outcome = Outcome.failed
+        loss, error = (None, None) if last is None else (last.value, last.error)
         value = loss if outcome is Outcome.complete else None
         seconds = one.before + one.attempt.seconds()
-        told = Trial(
-            one.number, one.values, one.overrides, outcome, loss, seconds, list(one.failures)
-        )
+        failures = list(one.failures)
+        told = Trial(one.number, one.values, one.overrides, outcome, loss, seconds, failures, error)
         write_trial(self.out, told)  # first: who takes up a sweep finds it or makes it again
         one.held.trial.study.tell(one.held.trial, value, STATES[outcome])
-        shown = "" if loss is None else f", {VAL_LOSS} {loss:.4f}"
+        shown = "" if loss is None else f", {self.objective.name} {told.figure}"
         why = f" ({one.failures[-1]})" if one.failures and outcome is not Outcome.complete else ""
         say(f"trial {folder_of(one.number)}: {outcome.value}{shown} in {seconds:,.0f} s{why}")
         self._let_go(one)
@@ -233,7 +261,7 @@ def _shown(values: dict[str, str]) -> str:
     return " ".join(f"{name}={value}" for name, value in values.items())
 
 
-def _summarise(out: Prefix, elsewhere: int) -> None:
+def _summarise(out: Prefix, objective: Objective, elsewhere: int) -> None:
     trials = read_trials(out)
     counts = Counter(trial.outcome.value for trial in trials)
     told = ", ".join(f"{count} {name}" for name, count in counts.items())
@@ -241,8 +269,9 @@ def _summarise(out: Prefix, elsewhere: int) -> None:
     say(f"sweep: {told or 'none ended'}{others}; logs: {out.url}/{FOLDER}")
     best = ranked(trials)[0] if trials else None
     if best is not None and best.outcome is Outcome.complete:
-        say(f"best: trial {folder_of(best.number)}, {VAL_LOSS} {best.loss:.4f}")
-        say(best_command(best, f"{out.url}/best"))
+        shown = f"{objective.name} {best.figure}, {_shown(best.values)}"
+        say(f"best: trial {folder_of(best.number)}, {shown}")
+        say(best_command(objective, best, f"{out.url}/best"))
     elif not elsewhere:
         failures = [line for trial in trials for line in trial.failures[-1:]]
         why = f" (the last: {failures[-1]})" if failures else ""

@@ -11,18 +11,17 @@ from data.image import decode_image
 from data.say import say
 from data.storage import Prefix
 from launch.html import TEMPLATE, png, table
-from launch.sweep.charts import Curves, curves_chart, importance_chart, parallel_chart, picture
+from launch.sweep.charts import Chart, chart_png, charts_of, picture
 from launch.sweep.importance import FEWEST, importances
+from launch.sweep.objective import Objective
 from launch.sweep.plan import swept_in
 from launch.sweep.record import Outcome, Trial, best_command, folder_of, ranked, read_trials
-from training.names import VAL_LOSS
-from training.tracking.files import read_metrics
 from training.tracking.wandb_run import start_wandb, wandb_image
 
 FILE, PICTURE = "report.html", "report.png"
 
 
-def report_sweep(out: Prefix, tracking: TrackingConfig) -> None:
+def report_sweep(out: Prefix, objective: Objective, tracking: TrackingConfig) -> None:
     """Write report.html and report.png beside a sweep, and a W&B run of the same.
 
     Raises:
@@ -31,11 +30,12 @@ def report_sweep(out: Prefix, tracking: TrackingConfig) -> None:
     trials, swept = read_trials(out), swept_in(out)
     if not trials:
         raise UserError(f"run={out.url}", "is a sweep of which no trial has ended", "wait for one")
-    curves = {one.number: _curve(out / folder_of(one.number)) for one in trials}
+    curves = {one.number: objective.read(out / folder_of(one.number)) for one in trials}
     shares = importances(trials, swept)
-    image = picture(trials, curves, swept, shares)
+    charts = charts_of(objective.name, trials, curves, swept, shares)
+    image = picture(charts)
     out.write(PICTURE, image)
-    out.write(FILE, page(trials, curves, swept, shares, out.url).encode())
+    out.write(FILE, page(objective, trials, charts, swept, out.url).encode())
     run = start_wandb(out / "report", tracking, claimed(out) or {}, folder=out.local)
     if run is not None:
         run.log({"report": wandb_image(decode_image(image), "report")})
@@ -44,10 +44,10 @@ def report_sweep(out: Prefix, tracking: TrackingConfig) -> None:
 
 
 def page(
+    objective: Objective,
     trials: list[Trial],
-    curves: Curves,
+    charts: list[Chart],
     swept: list[Dimension],
-    shares: dict[str, float],
     url: str,
 ) -> str:
     """The report as one HTML page that needs nothing else."""
@@ -55,11 +55,13 @@ def page(
     counts = Counter(one.outcome.value for one in trials)
     ended = ", ".join(f"{count} {name}" for name, count in counts.items())
     names = [dim.name for dim in swept]
-    head = ("place", "trial", *names, VAL_LOSS, "outcome", "seconds", "what went wrong")
+    head = ("place", "trial", *names, objective.name, "outcome", "seconds", "what went wrong")
     command = "<p>No trial was completed.</p>"
     if best.outcome is Outcome.complete:
-        told = f"Trial {folder_of(best.number)}, {VAL_LOSS} {best.loss:.4f}, as a run of its own:"
-        copied = html.escape(best_command(best, f"{url.rstrip('/')}/best"))
+        told = (
+            f"Trial {folder_of(best.number)}, {objective.name} {best.figure}, as a run of its own:"
+        )
+        copied = html.escape(best_command(objective, best, f"{url.rstrip('/')}/best"))
         command = f"<p>{told}</p><pre>{copied}</pre>"
     parts = [
         f"<p>A sweep of {html.escape(', '.join(names))}: {ended}.</p>",
@@ -67,25 +69,16 @@ def page(
         command,
         "<h2>Trials</h2>",
         table(head, [_row(place, one, names) for place, one in enumerate(order, 1)]),
-        "<h2>Losses</h2>",
-        png(curves_chart(trials, curves), "validation loss of every trial"),
-        "<h2>What was chosen, and what came of it</h2>",
-        png(parallel_chart(trials, swept), "parallel coordinates"),
-        "<h2>What mattered</h2>",
-        png(importance_chart(shares), "importance of each setting")
-        if shares
-        else f"<p>Says something of {FEWEST} complete trials or more.</p>",
     ]
+    for chart in charts:
+        title = html.escape(chart.title)
+        parts += [f"<h2>{title}</h2>", png(chart_png(chart), title)]
+    if counts[Outcome.complete.value] < FEWEST:
+        parts.append(f"<p>What mattered is told of {FEWEST} complete trials or more.</p>")
     return TEMPLATE.format(body="\n".join(parts))
 
 
 def _row(place: int, trial: Trial, names: list[str]) -> tuple[str, ...]:
-    loss = "" if trial.loss is None else f"{trial.loss:.4f}"
     values = (trial.values[name] for name in names)
     ended = (trial.outcome.value, f"{trial.seconds:,.0f}", "; ".join(trial.failures))
-    return (str(place), folder_of(trial.number), *values, loss, *ended)
-
-
-def _curve(run: Prefix) -> tuple[list[int], list[float]]:
-    lines = [line for line in read_metrics(run) if VAL_LOSS in line]
-    return [line["samples_seen"] for line in lines], [line[VAL_LOSS] for line in lines]
+    return (str(place), folder_of(trial.number), *values, trial.figure, *ended)

@@ -1,7 +1,7 @@
 """What a sweep is: the settings that all trials share, those that vary, and what is refused.
 
-Owns the rules of `ldm train -m`. A sweep goes by the validation loss, so nothing that changes what
-that loss measures may vary.
+Owns the rules of `ldm train -m` and `ldm evaluate -m`. A sweep goes by a figure, so nothing that
+changes what that figure measures may vary.
 """
 
 import itertools
@@ -13,23 +13,12 @@ from conf.compose import compose_typed, config_dict
 from conf.enums import SweepSampler
 from conf.errors import UserError
 from conf.rules import check
-from conf.schema import SweepTrainCommand
+from conf.schema import SweepEvaluateCommand, SweepTrainCommand
 from conf.space import Choices, Dimension, Interval, override, parse_space, quoted
 from data.claim import claimed
 from data.storage import Prefix
+from launch.sweep.objective import OBJECTIVES, TRAINING, Objective
 
-SWEEP = "train -m"
-OWN = ("out", "tracking.group", "tracking.tags")  # settings that each trial is given by the sweep
-# Parts of the settings that decide what a validation loss is the loss of...
-MEASURING = ("validation", "autoencoder", "text_encoder", "encoding", "diffusion")
-# ... but for these, which only say how the denoiser is taught.
-TEACHING = (
-    *("weighting", "snr_gamma", "p2_gamma", "p2_k", "sigma_data", "sigmoid_bias"),
-    *("timestep_draw", "logit_mean", "logit_std", "stratified"),
-    *("offset_noise", "input_perturbation", "caption_dropout", "learned_variance"),
-)
-# What may change while a sweep goes on: where and how fast trials run, and what is kept of them.
-FREE = ("out", "cluster", "checkpoint", "tracking", "micro_batch_size", "guards", "sweep")
 LONGEST_TAG = 64  # of W&B
 
 
@@ -38,12 +27,14 @@ class SweepPlan:
     """A sweep as its command line describes it.
 
     Args:
+        objective: What its trials run, and what they are compared by.
         config: Of the first trial that the values listed first would make, and of the sweep.
         fixed: Overrides that every trial has.
         dimensions: What varies.
     """
 
-    config: SweepTrainCommand
+    objective: Objective
+    config: SweepTrainCommand | SweepEvaluateCommand
     fixed: tuple[str, ...]
     dimensions: tuple[Dimension, ...]
 
@@ -65,49 +56,57 @@ class SweepPlan:
         ]
 
 
-def read_plan(overrides: list[str]) -> SweepPlan:
-    """Understand and check the overrides of `ldm train -m`.
+def read_plan(overrides: list[str], objective: Objective = TRAINING) -> SweepPlan:
+    """Understand and check the overrides of `ldm train -m` or `ldm evaluate -m`.
 
     Raises:
-        UserError: They are no sweep, or the first trial or a single value could not be trained.
+        UserError: They are no sweep, or the first trial or a single value could not be run.
     """
+    command = f"{objective.command} -m"
     fixed, swept = parse_space(overrides)
-    for name in (dim.name for dim in swept if _is_own(dim.name) or dim.name in OWN):
+    for name in (dim.name for dim in swept if _is_own(dim.name, objective)):
         raise UserError(name, "is of the sweep as a whole", f"give one value: {name}=...")
-    told = compose_typed(SWEEP, [*fixed, *_first(swept)])
+    told = compose_typed(command, [*fixed, *_first(swept)])
     if told.sweep.space:
-        swept += _more(told.sweep.space, {_name(text) for text in overrides})
-        told = compose_typed(SWEEP, [*fixed, *_first(swept)])
+        swept += _more(told.sweep.space, {_name(text) for text in overrides}, objective)
+        told = compose_typed(command, [*fixed, *_first(swept)])
     if not swept:
         remedy = "list values, as optimizer.lr=1e-4,3e-4, or choose a space, as sweep=lr_batch"
         raise UserError("-m", "has nothing to vary", remedy)
     check(told)
+    objective.require(told)
     _check(told, swept)
     for changed, value in _alternatives(swept):
         others = [dim for dim in swept if dim.name != changed]
-        other = compose_typed(SWEEP, [*fixed, *_first(others), f"{changed}={value}"])
-        if measured(other) != measured(told):
+        other = compose_typed(command, [*fixed, *_first(others), f"{changed}={value}"])
+        if objective.measured(other) != objective.measured(told):
             raise UserError(
                 f"{changed}={value}",
-                "changes what the validation loss measures, by which trials are compared",
+                f"changes what the {objective.name} measures, by which trials are compared",
                 "make a sweep of its own for each value",
             )
-    shared = [text for text in fixed if not _is_own(_name(text)) and _name(text) not in OWN]
-    return SweepPlan(told, tuple(shared), tuple(swept))
+    shared = [text for text in fixed if not _is_own(_name(text), objective)]
+    return SweepPlan(objective, told, tuple(shared), tuple(swept))
 
 
 def identity(plan: SweepPlan) -> dict[str, Any]:
     """What makes a sweep the one that it is, JSON-ready: another is refused in the same folder."""
-    settings = {k: v for k, v in config_dict(plan.config).items() if k not in FREE}
+    settings = {k: v for k, v in config_dict(plan.config).items() if k not in plan.objective.free}
     space = {dim.name: _described(dim) for dim in plan.dimensions}
     sampler, seed = plan.config.sweep.sampler.value, plan.config.sweep.seed
-    return {"command": "sweep", "space": space, "sampler": sampler, "seed": seed, **settings}
+    mark = plan.objective.mark
+    return {
+        **settings,
+        "command": mark,
+        "space": space,
+        "sweep": {"sampler": sampler, "seed": seed},
+    }
 
 
-def is_sweep(out: Prefix) -> bool:
-    """Whether a prefix holds a sweep."""
-    settings = claimed(out)
-    return settings is not None and settings.get("command") == "sweep"
+def objective_in(out: Prefix) -> Objective | None:
+    """What the trials of the sweep at a prefix are compared by; None if there is no sweep."""
+    mark = (claimed(out) or {}).get("command")
+    return next((one for one in OBJECTIVES if one.mark == mark), None)
 
 
 def swept_in(out: Prefix) -> list[Dimension]:
@@ -121,7 +120,7 @@ def swept_in(out: Prefix) -> list[Dimension]:
 
 
 def trial_overrides(plan: SweepPlan, values: dict[str, str], out: str, group: str) -> list[str]:
-    """The overrides of `ldm train` for one trial.
+    """The overrides of one trial's command.
 
     Args:
         plan: The sweep.
@@ -129,23 +128,17 @@ def trial_overrides(plan: SweepPlan, values: dict[str, str], out: str, group: st
         out: Where the trial's run goes.
         group: Name of the sweep.
     """
-    own = [f"{name}={value}" for name, value in values.items()]
-    tags = ",".join(quoted(text[:LONGEST_TAG]) for text in own)
-    tracking = [override("tracking.group", group), f"tracking.tags=[{tags}]"]
-    return [*plan.fixed, *own, override("out", out), *tracking]
+    values_told = [f"{name}={value}" for name, value in values.items()]
+    tags = ",".join(quoted(text[:LONGEST_TAG]) for text in values_told)
+    own = {
+        "out": override("out", out),
+        "tracking.group": override("tracking.group", group),
+        "tracking.tags": f"tracking.tags=[{tags}]",
+    }
+    return [*plan.fixed, *values_told, *(own[name] for name in plan.objective.own)]
 
 
-def measured(config: Any) -> dict[str, Any]:
-    """The settings that decide what the validation loss is the loss of."""
-    found = {k: v for k, v in config_dict(config).items() if k in MEASURING}
-    found["diffusion"] = {k: v for k, v in found["diffusion"].items() if k not in TEACHING}
-    return found
-
-
-def _check(config: SweepTrainCommand, swept: list[Dimension]) -> None:
-    if config.validation.url is None:
-        wrong = "is missing, and trials are compared by the loss on held-out samples"
-        raise UserError("validation.url", wrong, "give validation.url=URL of a held-out dataset")
+def _check(config: SweepTrainCommand | SweepEvaluateCommand, swept: list[Dimension]) -> None:
     intervals = [dim.name for dim in swept if isinstance(dim, Interval)]
     listed = [dim.name for dim in swept if isinstance(dim, Choices)]
     if config.sweep.sampler is SweepSampler.grid and intervals:
@@ -160,12 +153,12 @@ def _check(config: SweepTrainCommand, swept: list[Dimension]) -> None:
         raise UserError("sweep.sampler=cmaes", wrong, remedy)
 
 
-def _more(space: list[str], given: set[str]) -> list[Dimension]:
+def _more(space: list[str], given: set[str], objective: Objective) -> list[Dimension]:
     """What `sweep.space` varies and the command line says nothing of."""
     fixed, swept = parse_space(space)
     for text in fixed:
         raise UserError(f"sweep.space=['{text}']", "has one value", "list several, or leave it out")
-    for name in (dim.name for dim in swept if _is_own(dim.name) or dim.name in OWN):
+    for name in (dim.name for dim in swept if _is_own(dim.name, objective)):
         raise UserError(f"sweep.space=['{name}=...']", "is of the sweep as a whole", "leave it out")
     return [dim for dim in swept if dim.name not in given]
 
@@ -194,5 +187,6 @@ def _name(text: str) -> str:
     return text.partition("=")[0]
 
 
-def _is_own(name: str) -> bool:
-    return name.partition(".")[0] == "sweep"
+def _is_own(name: str, objective: Objective) -> bool:
+    """Whether a setting is of the sweep, and not of what each trial runs."""
+    return name.partition(".")[0] == "sweep" or name in objective.own

@@ -8,6 +8,7 @@ from typing import Any
 
 from conf.space import override
 from data.storage import Prefix
+from launch.sweep.objective import Objective
 
 FOLDER = "trials"
 
@@ -29,11 +30,12 @@ class Trial:
     Args:
         number: From 0; its run is the folder of that name.
         values: What was chosen for it, as written on a command line.
-        overrides: All that `ldm train` was given.
+        overrides: All that its command was given.
         outcome: How it ended.
-        loss: The last validation loss, or None.
+        loss: The last figure that it is compared by, or None.
         seconds: That its processes of the last worker took.
         failures: What its attempts ended with that went wrong, a line each.
+        error: The figure's standard error, where that is known.
     """
 
     number: int
@@ -43,6 +45,13 @@ class Trial:
     loss: float | None
     seconds: float
     failures: list[str]
+    error: float | None = None
+
+    @property
+    def figure(self) -> str:
+        """The figure in words; empty without one."""
+        error = "" if self.error is None else f" ± {self.error:.4f}"
+        return "" if self.loss is None else f"{self.loss:.4f}{error}"
 
 
 def folder_of(number: int) -> str:
@@ -72,11 +81,10 @@ def ranked(trials: list[Trial]) -> list[Trial]:
     return sorted(trials, key=key)
 
 
-def best_command(trial: Trial, out: str) -> str:
+def best_command(objective: Objective, trial: Trial, out: str) -> str:
     """The command line of a trial, for a run of its own to copy."""
-    own = ("out", "tracking.group", "tracking.tags")
-    kept = [text for text in trial.overrides if text.partition("=")[0] not in own]
-    return shlex.join(["ldm", "train", *kept, override("out", out)])
+    kept = [text for text in trial.overrides if text.partition("=")[0] not in objective.own]
+    return shlex.join(["ldm", objective.command, *kept, override("out", out)])
 
 
 def _trial(content: bytes) -> Trial:

@@ -24,6 +24,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from conf.enums import SweepPruner
 from conf.errors import UserError
+from conf.sweeping import SweepTrainConfig
 from data.storage import Prefix
 from launch.sweep.plan import SweepPlan
 from launch.sweep.record import FOLDER, folder_of
@@ -114,11 +115,14 @@ class Table:
 
 def build_pruner(plan: SweepPlan) -> BasePruner:
     """What says which trial to end, by measurements counted from 1."""
-    match plan.config.sweep.pruner:
+    told = plan.config.sweep
+    if not isinstance(told, SweepTrainConfig):  # whose trials measure once
+        return NopPruner()
+    match told.pruner:
         case SweepPruner.none:
             return NopPruner()
         case SweepPruner.median:
-            return MedianPruner(n_startup_trials=plan.config.sweep.startup_trials)
+            return MedianPruner(n_startup_trials=told.startup_trials)
         case SweepPruner.halving:
             return SuccessiveHalvingPruner(min_resource=1, reduction_factor=REDUCTION)
 

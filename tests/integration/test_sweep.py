@@ -13,7 +13,7 @@ from conf.compose import compose_config
 from conf.errors import UserError
 from data.storage import open_prefix
 from launch.report import report
-from launch.sweep.command import sweep
+from launch.sweep.command import sweep_trainings
 from launch.sweep.record import Outcome, Trial, ranked, read_trials
 from tests.helpers.commands import ldm, running_ldm, wait_for_end, wait_until
 from tests.helpers.latents import SMALL_UNET, write_latents
@@ -91,10 +91,10 @@ def test_two_workers_make_a_grid_of_four_once_and_it_can_be_reported(
         assert one.loss == [line["val_loss"] for line in lines if "val_loss" in line][-1]
     best = ranked(trials)[0]
     assert best.values["optimizer.lr"] == "0.001"
-    sweep(command[2:])  # there is nothing left to do
+    sweep_trainings(command[2:])  # there is nothing left to do
     assert [starts(out, one.number) for one in trials] == [1] * 4
     with pytest.raises(UserError, match=r"there batch_size is 8, asked for was 16"):
-        sweep(sweep_command(data, out, *told, "batch_size=16")[2:])
+        sweep_trainings(sweep_command(data, out, *told, "batch_size=16")[2:])
 
     report(compose_config("report", [f"run={out}", "tracking.kind=off"]))
     page = (out / "report.html").read_text()

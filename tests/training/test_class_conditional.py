@@ -110,6 +110,28 @@ def test_a_run_of_classes_is_evaluated(run: Path, images: Path, tmp_path: Path) 
     result = evaluate(compose_config("evaluate", given))
     # Errors of noise of unit variance: of the prediction alone, whatever is said of variances.
     assert all(0.5 < result["loss"][name]["mean"] < 2 for name in ("right", "other", "empty"))
+    assert "energy" not in result
+
+
+def test_an_energy_score_depends_on_guidance_and_on_no_draw_that_is_not_named(
+    run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def energy(name: str, *more: str) -> dict[str, float]:
+        given = [f"checkpoint={run}", f"data.url={images}", f"out={tmp_path / name}", "draws=1"]
+        made = ["images_per_caption=2", "sampler.steps=2", *more]
+        found: dict[str, float] = evaluate(compose_config("evaluate", [*given, *made]))["energy"]
+        return found
+
+    one = energy("one", "sampler.guidance_scale=2")
+    assert one["mean"] > 0 and one["error"] > 0
+    assert (
+        "energy score of 2 images a caption, guidance 2, 2 steps of ddim" in capsys.readouterr().out
+    )
+    assert energy("again", "sampler.guidance_scale=2") == one
+    assert energy("one", "sampler.guidance_scale=2") == one  # which was finished
+    assert energy("harder", "sampler.guidance_scale=6") != one
+    with pytest.raises(UserError, match=r"guidance_scale"):
+        energy("one", "sampler.guidance_scale=6")
 
 
 def test_a_grid_of_what_is_no_class_is_refused_before_the_first_step(

@@ -14,6 +14,7 @@ from data.claim import claim
 from data.image import decode_image
 from data.storage import Prefix, open_prefix
 from launch.report import report
+from launch.sweep.objective import TRAINING
 from launch.sweep.plan import identity, read_plan, trial_overrides
 from launch.sweep.record import Outcome, Trial, best_command, folder_of, ranked, write_trial
 from training.tracking.files import METRICS
@@ -71,7 +72,7 @@ def test_a_report_shows_every_trial_the_best_command_and_what_mattered(tmp_path:
     picture = decode_image(out.read("report.png"))
     # One colour of the scale for each complete trial, dark ones and bright ones.
     assert ((picture == (68, 1, 84)).all(axis=2)).any()
-    command = best_command(order[0], f"{out.url}/best")
+    command = best_command(TRAINING, order[0], f"{out.url}/best")
     assert html.escape(command) in page
     told = compose_config("train", shlex.split(command)[2:])
     assert told.data.url == HOSTILE and told.out == f"{out.url}/best"

@@ -2,6 +2,7 @@ import pytest
 
 from conf.compose import compose_config
 from conf.errors import UserError
+from launch.sweep.objective import EVALUATING
 from launch.sweep.plan import identity, read_plan, trial_overrides
 
 BASE = ("data.url=a", "validation.url=v", "out=/sweeps/x", "train.samples=100")
@@ -60,6 +61,45 @@ def test_what_may_change_while_a_sweep_goes_on_is_no_part_of_it() -> None:
 def test_what_is_no_sweep_is_refused_by_name(told: list[str], setting: str) -> None:
     with pytest.raises(UserError) as caught:
         read_plan([*BASE, *told])
+    assert caught.value.setting.startswith(setting)
+    assert "\n" not in str(caught.value)
+
+
+EVALUATE = ("checkpoint=r", "data.url=a", "images_per_caption=2", "out=/sweeps/y")
+
+
+def test_a_sweep_of_evaluations_varies_how_images_are_made() -> None:
+    plan = read_plan([*EVALUATE, "sweep=guidance"], EVALUATING)
+    assert plan.trials == 8
+    overrides = trial_overrides(plan, plan.grid[3], "/sweeps/y/003", "group")
+    config = compose_config("evaluate", overrides)
+    assert (config.out, config.sampler.guidance_scale) == ("/sweeps/y/003", 3)
+    assert config.images_per_caption == 2
+    told = [*EVALUATE, "sampler.guidance_scale=1,2"]
+    this = identity(read_plan(told, EVALUATING))
+    assert this == identity(read_plan([*told, "sweep.parallel=2", "sweep.retries=3"], EVALUATING))
+    for other in ("sampler.steps=9", "seed=1", "sweep.seed=1", "checkpoint=q"):
+        assert this != identity(read_plan([*told, other], EVALUATING))
+
+
+@pytest.mark.parametrize(
+    ("told", "setting"),
+    [
+        (["checkpoint=r,s"], "checkpoint=s"),
+        (["samples=5,6"], "samples=6"),
+        (["images_per_caption=2,3"], "images_per_caption=3"),
+        (["ema_length=0.1,0.2", "images_per_caption=1"], "images_per_caption=1"),
+        (["ema_length=0.1,0.2", "images_per_caption=0"], "images_per_caption=0"),
+        (["sampler.steps=5,6", "images_per_caption=0"], "sampler.steps"),
+        (["sampler.guidance_scale=-1,2"], "sampler.guidance_scale=-1"),
+        (["sampler.steps=5,6", "sweep.pruner=median"], "sweep.pruner=median"),
+        (["sweep=weighting"], "diffusion.weighting=uniform"),
+        (["sweep=lr_batch"], "sweep=lr_batch"),
+    ],
+)
+def test_what_is_no_sweep_of_evaluations_is_refused_by_name(told: list[str], setting: str) -> None:
+    with pytest.raises(UserError) as caught:
+        read_plan([*EVALUATE, *told], EVALUATING)
     assert caught.value.setting.startswith(setting)
     assert "\n" not in str(caught.value)
 
