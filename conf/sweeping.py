@@ -25,7 +25,7 @@ class SweepConfig:
     )
     seed: int = setting("seed of what tpe and cmaes draw", 0, low=0, high=4294967295)
     startup_trials: int = setting(
-        "first trials that tpe draws at random, and that sweep.pruner=median waits for", 5, low=1
+        "first trials that tpe draws at random, and that pruning by the median waits for", 5, low=1
     )
     storage: str | None = setting(
         "database of the trials, which several workers may share, as sqlite:////shared/study.db or "
