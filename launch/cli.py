@@ -16,7 +16,7 @@ from conf.errors import Preempted, RunError, UserError
 from conf.schema import COMMANDS
 from data.last_words import leave_last_words, rank_errors
 from launch.jobs.node import in_job, this_node
-from launch.jobs.submit import submit
+from launch.jobs.submit import submit, swept_on, worker_overrides
 from launch.local import PREEMPTED_EXIT_CODE, die_with_parent, is_rank, run_ranks
 
 # Loaded when they are needed: most of them import torch, which takes seconds.
@@ -99,6 +99,8 @@ def _dispatch(arguments: list[str]) -> int:
     for flag in (override for override in overrides if override.startswith("-")):
         raise UserError(flag, "there is no such flag", f"`ldm {command} --help` lists the settings")
     if command == SWEEP:  # whose overrides make many configurations
+        if swept := swept_on(overrides):
+            return submit("train", ["-m", *worker_overrides(overrides)], swept)
         return _run_here(_handler(command), overrides)
     config = compose_config(command, overrides)
     cluster = getattr(config, "cluster", None)
