@@ -81,7 +81,7 @@ def swept_on(overrides: list[str]) -> RemoteCluster | None:
 
 def worker_overrides(overrides: list[str]) -> list[str]:
     """Those of a worker, which runs its trials on the machine that it is on."""
-    here = {f"cluster.{item.name}" for item in fields(ClusterConfig)} | {RENDER}
+    here = {f"cluster.{item.name}" for item in fields(ClusterConfig)}
     names = [one.partition("=")[0] for one in overrides]
     return [
         one

@@ -1,10 +1,22 @@
+import os
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from conf.errors import RunError
-from training.tracking.code import CODE, CodeState, code_state, masked, packed, unpacked
+from training.tracking.code import (
+    CODE,
+    ROOMS,
+    ROOT,
+    CodeState,
+    code_state,
+    masked,
+    packed,
+    unpacked,
+)
 
 FILE = "training/tracking/code.py"
 
@@ -74,6 +86,23 @@ def test_a_job_with_other_files_does_not_claim_its_submitters_revision(checkout:
     state = code_state(installed(checkout, "older\n"), {CODE: packed(told)})
     assert state.revision is None and state.diff == ""
     assert state.files != told.files
+
+
+def test_this_program_copied_as_into_an_image_knows_where_it_came_from(tmp_path: Path) -> None:
+    here = CodeState(code_state().files, "a revision", "+a change\n")
+    for room in ROOMS:
+        shutil.copytree(ROOT / room, tmp_path / room, ignore=shutil.ignore_patterns("*.pyc"))
+    ask = "from training.tracking.code import *; print(packed(code_state()))"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), CODE: packed(here)}
+
+    def asked() -> CodeState:
+        told = {"cwd": tmp_path, "env": environment, "check": True}
+        done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, **told)
+        return unpacked(done.stdout)
+
+    assert asked() == here
+    (tmp_path / "conf/cluster/mine.yaml").write_text("a: 1\n")
+    assert asked().revision is None
 
 
 def test_git_counts_more_than_what_a_job_was_told(checkout: Path) -> None:
