@@ -73,7 +73,7 @@ def _options(name: str, cluster: SlurmCluster) -> list[str]:
         "time": cluster.time,
         "array": f"0-{cluster.workers - 1}" if cluster.workers > 1 else None,
         "output": f"{cluster.logs}/%x-{'%A_%a' if cluster.workers > 1 else '%j'}.log",
-        # A name made of the command is that of one run, which two jobs at a time would both write.
+        # A name that is made here is that of a run, which two jobs at a time would both write.
         "dependency": "singleton" if cluster.name is None and cluster.workers == 1 else None,
         "open-mode": "append",
         "signal": f"B:USR1@{cluster.stop_seconds}",

@@ -27,6 +27,7 @@ from training.tracking.code import code_state, packed
 
 RENDER = "cluster.render"
 SWEEP = "train -m"
+ONE_WRITER = ("train", "autoencoder")  # of others any number may make the same thing together
 # Linux lets a variable have 128 KiB, its name included.
 LARGEST_CODE = 120_000
 
@@ -116,8 +117,15 @@ def carried(argument: str) -> bool:
 
 
 def job_name(command: str, arguments: list[str]) -> str:
-    """A name that the same command has every time, and others have not."""
-    digest = hashlib.sha256("\0".join([command, *arguments]).encode()).hexdigest()
+    """A name that the same command has every time, and others have not.
+
+    A training's is that of its run, whatever else is asked for: no two jobs may write one.
+    """
+    told = arguments
+    if command in ONE_WRITER and "-m" not in arguments:
+        out = [one.partition("=")[2] for one in arguments if one.startswith("out=")][-1:]
+        told = [url if "://" in url else str(Path(url).absolute()) for url in out]
+    digest = hashlib.sha256("\0".join([command, *told]).encode()).hexdigest()
     return f"ldm-{command}-{digest[:8]}"
 
 

@@ -170,8 +170,8 @@ def test_a_command_that_is_submitted_again_waits_for_the_first_and_changes_nothi
     kept = {name: place.read(name) for name in ("settings.json", "latest", "metrics.jsonl")}
     alone = ("cluster.nodes=1", "engine=single")
     again = lab.train("peaceful", *alone)
-    other = lab.train("peaceful", *alone, "optimizer.lr=0.5")
-    third = lab.train("peaceful", *alone)
+    other = lab.train("peaceful", *alone, "optimizer.lr=0.5", "cluster.name=other")
+    third = lab.train("peaceful", *alone, "train.samples=8_000")
     assert "JobState=PENDING Reason=Dependency" in lab.ldm("status", f"job={third}").output
     assert lab.ldm("stop", f"job={third}").output == f"{third} was PENDING\n"
     lab.wait(again, "COMPLETED")

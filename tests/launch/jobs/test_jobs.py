@@ -4,11 +4,13 @@ import random
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from launch.cli import run
 from launch.jobs import submit
+from launch.jobs.submit import job_name
 from training.tracking.code import CodeState
 
 TRAIN = ["train", "data.url=s3://b/latents", "out=s3://b/run", "train.samples=8", "engine=ddp"]
@@ -41,12 +43,23 @@ def test_a_sweep_is_an_array_of_workers_on_their_own_machines(
     assert words[words.index("launch.cli") + 1 :] == ["train", *here]
 
 
-def test_a_command_is_one_run_which_no_two_jobs_write_at_a_time(
+def test_no_two_jobs_of_one_name_run_at_a_time_if_the_name_is_not_the_users(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     for more, waits in ([], True), (["cluster.name=mine"], False):
         assert run([*TRAIN, "cluster=slurm", "cluster.render=true", *more]) == 0
         assert ("#SBATCH --dependency=singleton\n" in capsys.readouterr().out) is waits
+
+
+def test_a_trainings_name_is_that_of_its_run() -> None:
+    name = job_name("train", TRAIN[1:])
+    assert name == job_name("train", [*TRAIN[1:], "cluster.nodes=4", "optimizer.lr=1"])
+    assert name != job_name("train", [*TRAIN[1:], "out=s3://b/other"])
+    assert name != job_name("autoencoder", TRAIN[1:])
+    assert job_name("train", ["out=a"]) == job_name("train", [f"out={Path.cwd()}/a"])
+    for arguments in (["-m", *TRAIN[1:]], TRAIN[1:]):
+        command = "train" if "-m" in arguments else "cache"
+        assert job_name(command, arguments) != job_name(command, [*arguments, "cluster.cpus=1"])
 
 
 def test_changes_that_no_job_can_carry_are_refused(
