@@ -1,5 +1,6 @@
 """Fixtures for every test."""
 
+import gc
 import os
 import uuid
 from collections.abc import Iterator
@@ -16,6 +17,11 @@ from tests.helpers.s3 import start_seaweedfs
 from training.models.operators import define_missing_operators
 
 define_missing_operators()  # tests import transformers and diffusers themselves
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: a collection, as each engine ends with, need not walk it."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -24,7 +24,7 @@ META = torch.device("meta")
 # A backward pass takes a product each for the gradients of inputs and of weights. What
 # engine.recompute computes again is not counted: MFU is of the model's FLOPs, not the hardware's.
 FORWARDS_A_STEP = 3
-MEASURED_SECONDS = 0.3
+MEASURED_SECONDS = 0.1
 # TFLOP/s without sparsity, in 16 bits, and in 32 bits as convolutions run by default, which is TF32
 # where there is such a unit; and GB of memory, the least that is sold by the name. The first name
 # that is part of the device's counts.

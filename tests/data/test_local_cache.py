@@ -56,11 +56,12 @@ def names(cache):
 
 
 def total(cache):
-    sizes = 0
+    sizes = {}  # by file: one that is renamed meanwhile is met under both names
     for path in cache.folder.iterdir():
         with suppress(FileNotFoundError):
-            sizes += path.stat().st_size
-    return sizes
+            stat = path.stat()
+            sizes[stat.st_ino] = stat.st_size
+    return sum(sizes.values())
 
 
 def count_downloads(monkeypatch):

@@ -4,6 +4,7 @@ Owns the ranks' environment and their end; the function itself starts the proces
 """
 
 import faulthandler
+import gc
 import os
 import pickle
 import subprocess
@@ -135,6 +136,7 @@ def _run_this_rank(call: str, result: str, error: str, seconds_until_stacks: str
     faulthandler.dump_traceback_later(max(float(seconds_until_stacks), 0.1))
     try:
         function, args = pickle.loads(Path(call).read_bytes())
+        gc.freeze()  # what is imported stays: each engine's end collects, which then costs little
         returned = pickle.dumps(function(*args))
     except BaseException:
         Path(error).write_text(traceback.format_exc())

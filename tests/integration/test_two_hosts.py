@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from s3fs import S3FileSystem
 
 from data.storage import open_prefix
 from tests.helpers.commands import ENVIRONMENT, Ended, wait_for_end
@@ -142,6 +143,8 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         undo.callback(store.stop)
         for name, value in store.environment.items():
             patch.setenv(name, value)
+        S3FileSystem.clear_instance_cache()  # they hold clients of another server
+        undo.callback(S3FileSystem.clear_instance_cache)
         store.create_bucket("lab")
         write_latents("s3://lab/latents")
         lab = Lab(folder, store, (hosts[0], hosts[1]))

@@ -194,7 +194,8 @@ def assert_refused_in_training(stage: Stage, match: str, *more: str) -> None:
         stage.train(*more)
     assert files_of(stage.latents) == before
     written = {name.partition("/")[0] for name in files_of(stage.run)} if stage.run.exists() else {}
-    assert {*written} <= {"settings.json", "config.yaml", "lineage.json", "metrics.jsonl"}
+    lineage = {"lineage.json", "code.diff"}  # the diff, where this is tested before a commit
+    assert {*written} <= {"settings.json", "config.yaml", "metrics.jsonl"} | lineage
     if "metrics.jsonl" in written:
         assert (stage.run / "metrics.jsonl").read_text() == ""
 
