@@ -1,8 +1,9 @@
 """What SkyPilot says of task files and command lines. Runs in its environment, not in ours.
 
-Reads JSON from standard input, {"tasks": [files], "commands": [argument lists]}, and writes
-{"tasks": [what it loads], "scripts": [what a machine gives bash], "commands": [parsed options],
-"record": what it tells of a job, "statuses": {name: whether a job is over then}}.
+Reads JSON from standard input, {"tasks": [files], "wrong": file, "commands": [argument lists]}.
+Writes {"tasks": [what it loads], "wrong": what it says of that file, "scripts": [what a machine
+gives bash], "commands": [parsed options], "record": what it tells of a job, "statuses": {name:
+whether a job is over then}}.
 """
 
 import json
@@ -26,10 +27,20 @@ def parsed(arguments: list[str]) -> dict:
     return {name: value for name, value in context.params.items() if value not in (None, (), False)}
 
 
+def refused(file: str) -> str:
+    """What its loader says of a file that is no task; nothing if it takes it."""
+    try:
+        Task.from_yaml(file)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
 asked = json.load(sys.stdin)
 tasks = [Task.from_yaml(file) for file in asked["tasks"]]
 answer = {
     "tasks": [task.to_yaml_config() for task in tasks],
+    "wrong": refused(asked["wrong"]),
     "scripts": [make_task_bash_script(task.run, task.envs) for task in tasks],
     "commands": [parsed(arguments) for arguments in asked["commands"]],
     "record": ManagedJobRecord(_job_id=1).model_dump(mode="json"),
