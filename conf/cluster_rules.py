@@ -127,7 +127,7 @@ def _kubernetes(cluster: KubernetesCluster) -> None:
         for text in texts:
             if not re.fullmatch(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?", text):
                 raise UserError(
-                    f"cluster.{name}={text!r}",
+                    f"cluster.{name}={_without_value(text)}",
                     "is no name in Kubernetes",
                     "give lower-case letters, digits and -",
                 )
@@ -151,7 +151,13 @@ def _skypilot(cluster: SkyPilotCluster) -> None:
     for text in cluster.secrets:
         if not ENV.fullmatch(f"{text}="):
             wrong, remedy = "is no name of a variable", "give names alone, as WANDB_API_KEY"
-            raise UserError(f"cluster.secrets={text!r}", wrong, remedy)
+            raise UserError(f"cluster.secrets={_without_value(text)}", wrong, remedy)
+
+
+def _without_value(text: str) -> str:
+    """What may be shown of something that should have been a name: it may say a secret."""
+    name, sign, _ = text.partition("=")
+    return f"{name!r}{sign and '=...'}"
 
 
 def _remote_url(name: str, url: Any) -> None:

@@ -15,6 +15,7 @@ from training.tracking.code import CodeState
 
 TRAIN = ["train", "data.url=s3://b/latents", "out=s3://b/run", "train.samples=8", "engine=ddp"]
 KUBERNETES = ["cluster=kubernetes", "cluster.image=image"]
+SKYPILOT = ["cluster=skypilot", "cluster.image=image"]
 SWEEP = [
     *["train", "-m", *TRAIN[1:], "optimizer.lr=1e-3,1e-4", "validation.url=s3://b/held_out"],
     *["cluster=slurm", "cluster.cpus=4", "cluster.processes=2"],
@@ -126,7 +127,17 @@ def test_a_missing_program_is_one_line(
             [*TRAIN, *KUBERNETES, "cluster.jobset=true", f"cluster.name={'a' * 50}"],
             "cluster.name=",
         ),
+        ([*TRAIN, *KUBERNETES, "cluster.secrets=['A=abc']"], "cluster.secrets='A'=..."),
+        ([*TRAIN, *SKYPILOT], "cluster.accelerator"),
+        ([*TRAIN, "cluster=skypilot", "cluster.gpus=0"], "cluster.image"),
+        ([*TRAIN, *SKYPILOT, "cluster.gpus=0", "cluster.memory=much"], "cluster.memory=much"),
+        ([*TRAIN, *SKYPILOT, "cluster.gpus=0", "cluster.name=a---b"], "cluster.name="),
+        ([*TRAIN, *SKYPILOT, "cluster.gpus=0", "cluster.infra='aws us'"], "cluster.infra="),
+        ([*TRAIN, *SKYPILOT, "cluster.gpus=0", "cluster.secrets=['A=abc']"], "cluster.secrets="),
+        ([*TRAIN[:2], *TRAIN[3:], "out=/data/run", *SKYPILOT, "cluster.gpus=0"], "out=/data/run"),
+        ([*SWEEP, *SKYPILOT], "cluster=skypilot"),
         (["status", "job=moon:1"], "job=moon:1"),
+        (["stop", "job=skypilot:a b"], "job=skypilot:a b"),
         (["stop", "job=slurm:1; reboot"], "job=slurm:1; reboot"),
     ],
 )
