@@ -24,7 +24,7 @@ META = torch.device("meta")
 # A backward pass takes a product each for the gradients of inputs and of weights. What
 # engine.recompute computes again is not counted: MFU is of the model's FLOPs, not the hardware's.
 FORWARDS_A_STEP = 3
-MEASURED_SECONDS = 0.1
+MEASURED_SECONDS, MEASURED_TRIES = 0.1, 8  # whichever lasts longer; the first try warms up
 # TFLOP/s without sparsity, in 16 bits, and in 32 bits as convolutions run by default, which is TF32
 # where there is such a unit; and GB of memory, the least that is sold by the name. The first name
 # that is part of the device's counts.
@@ -102,8 +102,9 @@ def measured_peak(device: torch.device, dtype: torch.dtype) -> float:
     """FLOPs per second of a square matrix product, the best of several tries."""
     side = 512 if device.type == "cpu" else 8192
     factor = torch.full((side, side), 0.5, device=device, dtype=dtype)
-    best, began = float("inf"), time.perf_counter()
-    while time.perf_counter() - began < MEASURED_SECONDS:
+    best, tries, began = float("inf"), 0, time.perf_counter()
+    while time.perf_counter() - began < MEASURED_SECONDS or tries < MEASURED_TRIES:
+        tries += 1
         started = time.perf_counter()
         # Reading one number waits for a device that works on its own.
         (factor @ factor)[0, 0].item()

@@ -44,6 +44,11 @@ SIZES: dict[str, Any] = {
 }
 
 
+def is_main() -> bool:
+    """Whether this rank tells what was found."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def latents_of(folder: Path) -> Path:
     """The dataset, made if it is not there."""
     place = folder / "latents"
@@ -55,10 +60,9 @@ def latents_of(folder: Path) -> Path:
 
 
 def ldm_train(kind: str, folder: Path, count: int = STEPS) -> list[float]:
-    """Seconds of steps of `ldm train`, from its metrics."""
-    out = folder / f"run-{kind}"
-    if int(os.environ.get("RANK", "0")) == 0:
-        shutil.rmtree(out, ignore_errors=True)
+    """Seconds of steps of `ldm train`, from its metrics; on rank 0."""
+    # Of this launch alone: a quick rank would still see an old one that the first has yet to remove.
+    out = folder / f"run-{os.environ.get('TORCHELASTIC_RUN_ID', os.getpid())}"
     settings = [f"unet.{name}={value}" for name, value in SIZES.items()]
     steps = WARM_UP + count
     arguments = [
@@ -75,7 +79,10 @@ def ldm_train(kind: str, folder: Path, count: int = STEPS) -> list[float]:
     ]
     with contextlib.redirect_stdout(sys.stderr):
         train_denoiser(compose_config("train", [one.replace(" ", "") for one in arguments]))
+    if not is_main():
+        return []
     lines = read_metrics(open_prefix(str(out), "out"))[WARM_UP:]
+    shutil.rmtree(out)
     return [BATCH / line["images_per_second"] for line in lines]
 
 
@@ -142,6 +149,6 @@ if __name__ == "__main__":
         told = in_turn(folder)
     else:
         steps = by_hand(kind) if kind == "deepspeed" else ldm_train(kind, folder)
-        told = {"seconds": statistics.median(steps)}
-    if int(os.environ.get("RANK", "0")) == 0:
+        told = {"seconds": statistics.median(steps) if is_main() else None}
+    if is_main():
         print(json.dumps(told))

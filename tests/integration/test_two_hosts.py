@@ -22,7 +22,7 @@ from training.engine.checkpoint import Checkpoint, checkpoint_steps, latest_chec
 from training.tracking.files import read_metrics
 
 HANG_SECONDS, GRACE = 5.0, 15.0
-SAMPLES, BATCH = 640, 8
+SAMPLES, BATCH = 400, 8
 SETTINGS = (
     *SMALL_UNET,
     "data.url=s3://lab/latents",

@@ -10,17 +10,6 @@ import re
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from huggingface_hub import constants, snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    IncompleteSnapshotError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
-from huggingface_hub.file_download import repo_folder_name
-
 from conf.errors import UserError
 
 SCHEME = "hf://"
@@ -53,6 +42,8 @@ def fetch(
     if subfolder is not None and not _is_inside(subfolder):
         raise UserError(setting, f"{subfolder!r} is no folder in there", "name one, such as vae")
     inside = "" if subfolder is None else f"{glob.escape(subfolder.strip('/'))}/"
+    from huggingface_hub import snapshot_download  # half a second, which most runs need not spend
+
     try:
         snapshot = snapshot_download(
             repository,
@@ -87,6 +78,9 @@ def commit_of(path: str, revision: str | None) -> str | None:
     """
     if not path.startswith(SCHEME) or re.fullmatch("[0-9a-f]{40}", revision or ""):
         return revision
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
     folder = repo_folder_name(repo_id=path.removeprefix(SCHEME), repo_type="model")
     named = Path(constants.HF_HUB_CACHE, folder, "refs", revision or "main")
     return named.read_text().strip() if named.is_file() else revision
@@ -99,6 +93,15 @@ def _is_inside(subfolder: str) -> bool:
 
 def _explain(error: Exception, revision: str | None) -> tuple[str, str]:
     """What was wrong and what would be right."""
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        IncompleteSnapshotError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
     if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, HfHubHTTPError):
         error = error.__cause__  # the hub was reached, and it said no
     match error:

@@ -5,6 +5,8 @@ from collections.abc import Collection
 import torch
 from torch import nn
 
+MISSING = "has no tokenizer"
+
 
 class Refused(Exception):
     """A model that cannot be used as the settings say.

@@ -7,10 +7,9 @@ from typing import Any
 from conf.encoders import CLASSES, TextEncoderConfig, TextModelConfig
 from conf.enums import Pooled
 from conf.errors import UserError
-from training.models.text.checks import Refused
+from training.models.text.checks import MISSING, Refused
 from training.models.text.classes import load_classes
 from training.models.text.encoder import TextEncoder
-from training.models.text.open_clip_models import load_open_clip
 from training.models.text.records import TextModel
 from training.models.text.source import (
     OPEN_CLIP,
@@ -20,8 +19,6 @@ from training.models.text.source import (
     locate,
     weight_files,
 )
-from training.models.text.tokenizers import MISSING, load_tokenizer
-from training.models.text.transformers_models import load_transformers
 
 # Joined models are tried on these before hours go into a caption that they disagree on.
 PROBES = ["", "A photo of two cats, 1980s style: it's café-like!", "supercalifragilistic x" * 9]
@@ -76,6 +73,11 @@ def _load(config: TextModelConfig, setting: str) -> TextModel:
     """One text model with its tokenizer, or a list of classes."""
     if config.path.startswith(CLASSES):
         return load_classes(config.path, setting)
+    # Here, for they take four seconds to import: training on stored embeddings needs none of them.
+    from training.models.text.open_clip_models import load_open_clip
+    from training.models.text.tokenizers import load_tokenizer
+    from training.models.text.transformers_models import load_transformers
+
     folders = locate(config, setting)
     where = f"{setting}.path={config.path}"
     try:

@@ -5,9 +5,10 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from training.models.text.checks import MISSING
+
 VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 UNLIMITED = 1_000_000  # transformers writes 1e30 where a tokenizer has no longest length
-MISSING = "has no tokenizer"
 
 
 class TransformersTokenizer:
