@@ -262,7 +262,7 @@ def test_what_slurm_refuses_is_one_line(lab: Lab) -> None:
 
 def test_a_job_that_is_not_there_is_one_line(lab: Lab) -> None:
     for command in ("status", "logs", "stop"):
-        ended = lab.ldm(command, "job=slurm:4711")
+        ended = lab.ldm(command, "job=slurm:99999")
         assert ended.code == 2
-        assert ended.output.startswith("ldm: job=slurm:4711: scontrol refuses: ")
+        assert ended.output.startswith("ldm: job=slurm:99999: scontrol refuses: ")
         assert ended.output.count("\n") == 1
