@@ -19,6 +19,11 @@ from training.models.operators import define_missing_operators
 define_missing_operators()  # tests import transformers and diffusers themselves
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that run whole commands come first: no process is left alone with one at the end."""
+    items.sort(key=lambda item: not {"integration", "distributed"} & {*item.path.parts})
+
+
 def pytest_collection_finish() -> None:
     """What is imported by now stays: a collection, as each engine ends with, need not walk it."""
     gc.freeze()

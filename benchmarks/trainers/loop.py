@@ -61,7 +61,7 @@ def latents_of(folder: Path) -> Path:
 
 def ldm_train(kind: str, folder: Path, count: int = STEPS) -> list[float]:
     """Seconds of steps of `ldm train`, from its metrics; on rank 0."""
-    # Of this launch alone: a quick rank would still see an old one that the first has yet to remove.
+    # Of this launch alone: a quick rank could see an old one before the first rank removes it.
     out = folder / f"run-{os.environ.get('TORCHELASTIC_RUN_ID', os.getpid())}"
     settings = [f"unet.{name}={value}" for name, value in SIZES.items()]
     steps = WARM_UP + count
