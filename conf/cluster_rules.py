@@ -5,24 +5,29 @@ from dataclasses import fields
 from typing import Any
 
 from conf.clusters import (
+    JOBSET_PART,
     KubernetesCluster,
     RemoteCluster,
+    SkyPilotCluster,
     SlurmCluster,
+    cluster_gpus,
     cluster_nodes,
+    sky_memory,
 )
 from conf.errors import UserError
 from conf.groups import ClusterConfig
 
-KINDS = ("local", "slurm", "kubernetes")
+KINDS = ("local", "slurm", "kubernetes", "skypilot")
 NAME = re.compile(r"[a-z]([-a-z0-9]{0,48}[a-z0-9])?")
 ENV = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
+LONGEST_LABEL = 63  # of a name in DNS
 SECRET = re.compile(r"SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY", re.IGNORECASE)
 # Neither sbatch nor a shell, nor the splitting of lists and pairs, takes any of these as special.
 PLAIN = re.compile(r"[A-Za-z0-9_.,:/@%+=&|()\[\]*-]+")
 PLAIN_SETTINGS = (
     *("memory", "interface", "partition", "account", "constraint", "time", "container"),
     *("container_mounts", "address", "logs", "flags", "image", "volumes", "selector"),
-    "gpu_resource",
+    *("gpu_resource", "infra", "accelerator"),
 )
 URLS = ("out", "checkpoint")
 
@@ -49,14 +54,23 @@ def check_cluster(config: Any, cluster: ClusterConfig, spread: bool) -> None:
         )
     if isinstance(cluster, RemoteCluster):
         _remote(cluster)
+        if hasattr(config, "sweep"):
+            _sweep(cluster)
     if isinstance(cluster, SlurmCluster):
         for flag in cluster.flags:
             if not flag.startswith("--"):
                 raise UserError(f"cluster.flags={flag}", "is no flag", "write it as --NAME=VALUE")
+        if cluster.workers > 1 and not hasattr(config, "sweep"):
+            wrong = "share the trials of a sweep, and this is none"
+            raise UserError(f"cluster.workers={cluster.workers}", wrong, "leave it out")
     if isinstance(cluster, KubernetesCluster):
         _kubernetes(cluster)
         for name in URLS:
             _reachable(name, getattr(config, name, ""))
+    if isinstance(cluster, SkyPilotCluster):
+        _skypilot(cluster)
+        for name in URLS:
+            _remote_url(name, getattr(config, name, ""))
 
 
 def _remote(cluster: RemoteCluster) -> None:
@@ -80,16 +94,40 @@ def _remote(cluster: RemoteCluster) -> None:
             raise UserError(
                 f"cluster.env={name}=...",
                 "looks like a secret, which would be readable in the job",
-                "export it before you submit (slurm), or name it in cluster.secrets",
+                "export it before you submit (slurm), or name it in cluster.secrets (kubernetes, "
+                "skypilot)",
             )
 
 
+def _sweep(cluster: RemoteCluster) -> None:
+    if not isinstance(cluster, SlurmCluster):
+        raise UserError(
+            f"cluster={cluster.kind}",
+            "takes no sweeps, whose workers meet in a folder of a shared disk",
+            "choose cluster=slurm, or start its trials as jobs of their own",
+        )
+    if cluster.nodes > 1:
+        raise UserError(
+            f"cluster.nodes={cluster.nodes}",
+            "is for one training, and each trial of a sweep runs on one machine",
+            "give 1, and cluster.workers machines that share the trials",
+        )
+
+
 def _kubernetes(cluster: KubernetesCluster) -> None:
+    # A pod's name is that of the JobSet, the job's, two numbers, and five letters of Kubernetes.
+    pod = f"{cluster.name}-{JOBSET_PART}-0-{cluster.nodes - 1}-abcde"
+    if cluster.jobset and cluster.name is not None and len(pod) > LONGEST_LABEL:
+        raise UserError(
+            f"cluster.name={cluster.name!r}",
+            f"is too long for the pods of a JobSet by {len(pod) - LONGEST_LABEL}",
+            "shorten it",
+        )
     for name, texts in {"namespace": [cluster.namespace], "secrets": cluster.secrets}.items():
         for text in texts:
             if not re.fullmatch(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?", text):
                 raise UserError(
-                    f"cluster.{name}={text!r}",
+                    f"cluster.{name}={_without_value(text)}",
                     "is no name in Kubernetes",
                     "give lower-case letters, digits and -",
                 )
@@ -99,6 +137,36 @@ def _kubernetes(cluster: KubernetesCluster) -> None:
     for text in cluster.selector:
         if not re.fullmatch(r"[^=]+=[^=]+", text):
             raise UserError(f"cluster.selector={text}", "is no label", "write it as KEY=VALUE")
+
+
+def _skypilot(cluster: SkyPilotCluster) -> None:
+    if cluster_gpus(cluster) and cluster.accelerator is None:
+        wrong, remedy = "is missing", "give a kind of GPU, as H100, or cluster.gpus=0"
+        raise UserError("cluster.accelerator", wrong, remedy)
+    if cluster.memory is not None and sky_memory(cluster.memory) is None:
+        raise UserError(f"cluster.memory={cluster.memory}", "is no amount", "write it as 200G")
+    if cluster.name is not None and "---" in cluster.name:
+        wrong = "is no name of a job of SkyPilot"
+        raise UserError(f"cluster.name={cluster.name!r}", wrong, "give no more than two - in a row")
+    for text in cluster.secrets:
+        if not ENV.fullmatch(f"{text}="):
+            wrong, remedy = "is no name of a variable", "give names alone, as WANDB_API_KEY"
+            raise UserError(f"cluster.secrets={_without_value(text)}", wrong, remedy)
+
+
+def _without_value(text: str) -> str:
+    """What may be shown of something that should have been a name: it may say a secret."""
+    name, sign, _ = text.partition("=")
+    return f"{name!r}{sign and '=...'}"
+
+
+def _remote_url(name: str, url: Any) -> None:
+    if isinstance(url, str) and url and ("://" not in url or url.startswith("file://")):
+        raise UserError(
+            f"{name}={url}",
+            "is a path, and SkyPilot's machines are new ones without your disks",
+            "give a URL, as s3://bucket/prefix",
+        )
 
 
 def _reachable(name: str, url: Any) -> None:

@@ -1,9 +1,12 @@
 """The settings of a job, by scheduler: where a command can run besides this machine."""
 
+import re
 from dataclasses import dataclass
 
 from conf.fields import setting
 from conf.groups import ClusterConfig
+
+JOBSET_PART = "ldm"  # the one job of a JobSet; its pods have it in their names
 
 
 @dataclass(kw_only=True, slots=True)
@@ -59,12 +62,15 @@ class SlurmCluster(RemoteCluster):
         "address of the first machine, where ranks meet; null is its name in Slurm", None
     )
     logs: str = setting("folder of the job's log", "logs")
+    workers: int = setting(
+        "of `ldm train -m`: jobs, one machine each, that share the trials of a sweep", 1, low=1
+    )
     flags: list[str] = setting("more flags of sbatch, as ['--qos=high']", [])
 
 
 @dataclass(kw_only=True, slots=True)
 class KubernetesCluster(RemoteCluster):
-    """An Indexed Job of Kubernetes, submitted with kubectl."""
+    """An Indexed Job of Kubernetes, alone or in a JobSet, submitted with kubectl."""
 
     kind: str = setting("which cluster this is", "kubernetes")
     image: str = setting("image that has `ldm`, best with its digest")
@@ -77,6 +83,55 @@ class KubernetesCluster(RemoteCluster):
     user: int = setting("number of the user and group that the image runs as", 10001, low=1)
     grace_seconds: int = setting("seconds to save in, when told to stop", 600, low=1)
     retries: int = setting("failures of machines after which the job fails", 20, low=0)
+    jobset: bool = setting(
+        "make a JobSet, which starts all machines again together when one fails; the cluster has "
+        "to have its controller",
+        False,
+    )
+
+
+@dataclass(kw_only=True, slots=True)
+class SkyPilotCluster(RemoteCluster):
+    """A managed job of SkyPilot, submitted with sky."""
+
+    kind: str = setting("which cluster this is", "skypilot")
+    image: str = setting("container image that has `ldm`, best with its digest")
+    infra: str | None = setting(
+        "cloud, or cloud/region, or k8s/CONTEXT, as aws/us-east-1; null lets SkyPilot choose", None
+    )
+    accelerator: str | None = setting(
+        "kind of GPU, as SkyPilot calls it, such as H100; needed unless cluster.gpus=0", None
+    )
+    spot: bool = setting("machines that cost less, and may be taken away at any time", False)
+    secrets: list[str] = setting(
+        "variables of this shell that every rank shall have and the job's file shall not hold", []
+    )
+    retries: int = setting(
+        "failures after which the job fails; a mistake counts as one, 75 and lost machines do not",
+        3,
+        low=0,
+    )
+
+
+def cluster_gpus(cluster: RemoteCluster) -> int:
+    """GPUs of each machine."""
+    return cluster.processes if cluster.gpus is None else cluster.gpus
+
+
+def sky_memory(memory: str) -> str | None:
+    """An amount of memory as SkyPilot writes it, 200GB for 200G; None if it is none."""
+    found = re.fullmatch(r"(\d+)([KMGTP])B?", memory)
+    return f"{found[1]}{found[2]}B" if found else None
+
+
+def cluster_image(cluster: ClusterConfig) -> str | None:
+    """The container image that a job's machines run, if they run one."""
+    match cluster:
+        case SlurmCluster():
+            return cluster.container
+        case KubernetesCluster() | SkyPilotCluster():
+            return cluster.image
+    return None
 
 
 def cluster_nodes(cluster: ClusterConfig) -> int:

@@ -6,7 +6,7 @@ YAML files hold values only; a key that is not here is refused when the configur
 from dataclasses import dataclass
 from typing import Any
 
-from conf.clusters import KubernetesCluster, LocalCluster, SlurmCluster
+from conf.clusters import KubernetesCluster, LocalCluster, SkyPilotCluster, SlurmCluster
 from conf.diffusion import DiffusionConfig, SamplerConfig
 from conf.encoders import (
     AutoencoderConfig,
@@ -394,5 +394,6 @@ CHOICES: dict[str, dict[str, type]] = {
         "local": LocalCluster,
         "slurm": SlurmCluster,
         "kubernetes": KubernetesCluster,
+        "skypilot": SkyPilotCluster,
     },
 }

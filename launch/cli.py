@@ -102,6 +102,11 @@ def _dispatch(arguments: list[str]) -> int:
     for flag in (override for override in overrides if override.startswith("-")):
         raise UserError(flag, "there is no such flag", f"`ldm {command} --help` lists the settings")
     if command.endswith(SWEEP):  # whose overrides make many configurations
+        from launch.jobs.submit import submit, swept_on, worker_overrides
+
+        if swept := swept_on(command, overrides):
+            each = ["-m", *worker_overrides(overrides)]
+            return submit(command.removesuffix(SWEEP), each, swept)
         gc.enable()
         return _run_here(_handler(command), overrides)
     from conf.compose import compose_config

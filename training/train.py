@@ -27,7 +27,7 @@ from training.perf import Peak, Use, device_peak, meta_copy
 from training.rebuild import SNAPSHOTS
 from training.recompute import recompute_blocks
 from training.run import TrainingConfigs, claim_run
-from training.sizes import checkpoint_bytes
+from training.sizes import run_bytes
 from training.task import Task
 from training.track import Tracker
 from training.tracking.code import code_state
@@ -47,10 +47,7 @@ def train(config: TrainingConfigs, task: Task) -> None:
     world = current_world()
     micro = micro_batch(config.batch_size, config.micro_batch_size, world.size)
     sizes = [parameter.numel() for parameter in task.model.parameters()]
-    # A new checkpoint is written before the oldest one goes.
-    kept = config.checkpoint.keep_last + config.checkpoint.keep_best
-    each = checkpoint_bytes(sizes, config.optimizer.kind, config.train.ema_lengths)
-    out.require_writable(each * (kept + 1))
+    out.require_writable(run_bytes(sizes, config.optimizer.kind, config.train, config.checkpoint))
     claim_run(out, config, task.command, task.data, task.identity, task.free, task.files)
     checkpoint = latest_checkpoint(out)
     start = checkpoint.progress if checkpoint else first_progress(config.engine.precision)

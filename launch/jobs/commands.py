@@ -2,17 +2,22 @@
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 from conf.errors import UserError
 from conf.schema import LogsCommand, StatusCommand, StopCommand
-from launch.jobs.kubernetes import LABEL
-from launch.jobs.tools import run_tool
+from launch.jobs.kubernetes import JOBSETS, LABEL
+from launch.jobs.skypilot_jobs import skypilot_logs, skypilot_status, skypilot_stop
+from launch.jobs.slurm_jobs import slurm_logs, slurm_status, slurm_stop
+from launch.jobs.tools import run_kubectl
 
+IN_NAMESPACE = r"(?P<namespace>[a-z0-9][-a-z0-9.]*)/(?P<name>[a-z0-9][-a-z0-9]*)"
 FORMS = {
     "slurm": r"(?P<name>\d+)",
-    "kubernetes": r"(?P<namespace>[a-z0-9][-a-z0-9.]*)/(?P<name>[a-z0-9][-a-z0-9]*)",
+    "kubernetes": IN_NAMESPACE,
+    "jobset": IN_NAMESPACE,
+    "skypilot": r"(?P<name>[a-z][-a-z0-9]*)",
 }
+WAYS = "slurm:NUMBER, kubernetes:NAMESPACE/NAME, jobset:NAMESPACE/NAME or skypilot:NAME"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +50,7 @@ def parse_job(job: str) -> Job:
     kind, _, rest = job.partition(":")
     found = re.fullmatch(FORMS.get(kind, r"(?!)"), rest)
     if found is None:
-        ways = "slurm:NUMBER or kubernetes:NAMESPACE/NAME"
-        raise UserError(f"job={job}", "is no id of a job", f"give what submitting printed, {ways}")
+        raise UserError(f"job={job}", "is no id of a job", f"give what submitting printed, {WAYS}")
     return Job(kind, **found.groupdict())
 
 
@@ -59,11 +63,14 @@ def status(config: StatusCommand) -> None:
     job = parse_job(config.job)
     match job.kind:
         case "slurm":
-            told = _slurm_record(job)
-            names = ("JobState", "Reason", "NodeList", "RunTime", "Restarts", "ExitCode")
-            print(" ".join(f"{name}={told[name]}" for name in names if name in told))
+            slurm_status(job.setting, job.name)
+        case "skypilot":
+            skypilot_status(job.setting, job.name)
         case "kubernetes":
             _kubectl(job, "get", "jobs,pods", f"--selector={LABEL}={job.name}", "--output=wide")
+        case "jobset":
+            what = f"jobsets.{JOBSETS},jobs,pods"
+            _kubectl(job, "get", what, f"--selector={LABEL}={job.name}", "--output=wide")
 
 
 def logs(config: LogsCommand) -> None:
@@ -75,17 +82,10 @@ def logs(config: LogsCommand) -> None:
     job = parse_job(config.job)
     match job.kind:
         case "slurm":
-            file = Path(_slurm_record(job)["StdOut"])
-            try:
-                lines = file.read_text(errors="replace").splitlines()
-            except OSError as error:
-                raise UserError(
-                    job.setting,
-                    f"its log {file} cannot be read ({error.strerror})",
-                    "look at `ldm status`: a job that waits has none, other machines may have it",
-                ) from None
-            print("\n".join(lines[-config.lines :]))
-        case "kubernetes":
+            slurm_logs(job.setting, job.name, config.lines)
+        case "skypilot":
+            skypilot_logs(job.setting, job.name, config.lines)
+        case "kubernetes" | "jobset":
             many = ("--prefix", "--max-log-requests=1000", f"--tail={config.lines}")
             _kubectl(job, "logs", f"--selector={LABEL}={job.name}", *many)
 
@@ -99,32 +99,22 @@ def stop(config: StopCommand) -> None:
     job = parse_job(config.job)
     match job.kind:
         case "slurm":
-            _stop_slurm(job)
+            slurm_stop(job.setting, job.name)
+        case "skypilot":
+            skypilot_stop(job.setting, job.name)
         case "kubernetes":
-            # Pods are told at once, and have cluster.grace_seconds to save.
-            names = (f"jobs/{job.name}", f"services/{job.name}", f"networkpolicies/{job.name}")
-            _kubectl(job, "delete", "--wait=false", *names)
+            _delete(job, f"jobs/{job.name}", f"services/{job.name}")
+        case "jobset":  # which takes its service with it
+            _delete(job, f"jobsets.{JOBSETS}/{job.name}")
 
 
-def _stop_slurm(job: Job) -> None:
-    state = _slurm_record(job)["JobState"]
-    if state == "PENDING":
-        run_tool(job.setting, "scancel", job.name)
-    elif state == "RUNNING":
-        # As before its time limit, but that it may not be queued again.
-        run_tool(job.setting, "scontrol", "update", f"JobId={job.name}", "Requeue=0")
-        run_tool(job.setting, "scancel", "--batch", "--signal=USR1", job.name)
-    print(f"{job.setting.removeprefix('job=')} was {state}")
-
-
-def _slurm_record(job: Job) -> dict[str, str]:
-    """What Slurm knows of a job; it forgets one some minutes after its end."""
-    told = run_tool(job.setting, "scontrol", "--oneliner", "show", "job", job.name)
-    return dict(re.findall(r"(?:^|\s)([A-Za-z:/]+)=(\S*)", told))
+def _delete(job: Job, *names: str) -> None:
+    """Pods are told at once, and have cluster.grace_seconds to save."""
+    _kubectl(job, "delete", "--wait=false", *names, f"networkpolicies/{job.name}")
 
 
 def _kubectl(job: Job, *arguments: str) -> None:
-    told = run_tool(job.setting, "kubectl", f"--namespace={job.namespace}", *arguments)
+    told = run_kubectl(job.setting, f"--namespace={job.namespace}", *arguments)
     if not told.strip():
         raise UserError(job.setting, "Kubernetes knows no such job", "look at `kubectl get jobs`")
     print(told, end="")

@@ -1,39 +1,34 @@
-"""Jobs of Kubernetes: an Indexed Job, a name for its first machine, and a wall around it.
-
-Pods fit the restricted profile of the Pod Security Standards. Secrets are named, never held.
-"""
+"""Jobs of Kubernetes: an Indexed Job, alone or in a JobSet, and a wall around its pods."""
 
 from typing import Any
 
 import yaml
 
-from conf.clusters import KubernetesCluster
-from launch.jobs.node import ADDRESS, gpus_of, variables
+from conf.clusters import JOBSET_PART, KubernetesCluster
+from launch.jobs.pod import pod
 from launch.local import PREEMPTED_EXIT_CODE
 
 USER_MISTAKE_EXIT_CODE = 2
 LABEL = "app.kubernetes.io/name"
+JOBSETS = "jobset.x-k8s.io"
 
 
-def kubernetes_manifest(name: str, arguments: list[str], cluster: KubernetesCluster) -> str:
+def kubernetes_manifest(
+    name: str, arguments: list[str], code: str, cluster: KubernetesCluster
+) -> str:
     """The objects of a job, as YAML documents.
 
     Args:
         name: Of all of them.
         arguments: Of `ldm`; each reaches it as it is here.
+        code: What is known of the submitter's code, packed, or nothing.
         cluster: Where it runs.
     """
-    documents = [
-        _service(name, cluster),
-        _policy(name, cluster),
-        _job(name, arguments, cluster),
-    ]
+    job = _jobset if cluster.jobset else _job
+    # A JobSet makes the name by which its pods are found itself.
+    service = [] if cluster.jobset else [_service(name, cluster)]
+    documents = [*service, _policy(name, cluster), job(name, arguments, code, cluster)]
     return yaml.safe_dump_all(documents, sort_keys=False, allow_unicode=True, width=1_000_000)
-
-
-def literal(text: str) -> str:
-    """What Kubernetes, which replaces `$(NAME)` in arguments and variables, makes `text` of."""
-    return text.replace("$", "$$")
 
 
 def _meta(name: str, cluster: KubernetesCluster) -> dict[str, Any]:
@@ -67,109 +62,72 @@ def _policy(name: str, cluster: KubernetesCluster) -> dict[str, Any]:
     }
 
 
-def _job(name: str, arguments: list[str], cluster: KubernetesCluster) -> dict[str, Any]:
-    exits = {"containerName": "ldm", "operator": "In"}
+def _job(name: str, arguments: list[str], code: str, cluster: KubernetesCluster) -> dict[str, Any]:
+    disrupted = {
+        "action": "Ignore",
+        "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}],
+    }
+    # The job's pods are NAME-0, NAME-1, ... in the subdomain NAME.
+    spec = {"subdomain": name, **pod(arguments, code, f"{name}-0.{name}", cluster)}
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
         "metadata": _meta(name, cluster),
-        "spec": {
-            "completionMode": "Indexed",
-            "completions": cluster.nodes,
-            "parallelism": cluster.nodes,
-            "backoffLimit": cluster.retries,
-            "podFailurePolicy": {
-                "rules": [
-                    {
-                        "action": "FailJob",  # another start would find the same mistake
-                        "onExitCodes": {**exits, "values": [USER_MISTAKE_EXIT_CODE]},
-                    },
-                    {
-                        "action": "Ignore",  # saved; started again, and no failure
-                        "onExitCodes": {**exits, "values": [PREEMPTED_EXIT_CODE]},
-                    },
-                    {
-                        "action": "Ignore",
-                        "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}],
-                    },
-                ]
-            },
-            "template": {
-                "metadata": {"labels": {LABEL: name}},
-                "spec": _pod(name, arguments, cluster),
-            },
-        },
+        "spec": _indexed(name, spec, cluster.retries, [disrupted], cluster.nodes),
     }
 
 
-def _pod(name: str, arguments: list[str], cluster: KubernetesCluster) -> dict[str, Any]:
-    claims = [text.partition(":") for text in cluster.volumes]
-    volumes: list[dict[str, Any]] = [
-        {
-            "name": "shm",
-            "emptyDir": {"medium": "Memory", "sizeLimit": f"{int(cluster.shm_gb * 1024)}Mi"},
-        },
-        *(
-            {"name": f"claim-{i}", "persistentVolumeClaim": {"claimName": claim}}
-            for i, (claim, _, _) in enumerate(claims)
-        ),
-    ]
-    mounts = [
-        {"name": "shm", "mountPath": "/dev/shm"},
-        *({"name": f"claim-{i}", "mountPath": path} for i, (_, _, path) in enumerate(claims)),
-    ]
-    selector = dict(text.split("=", 1) for text in cluster.selector)
+def _jobset(
+    name: str, arguments: list[str], code: str, cluster: KubernetesCluster
+) -> dict[str, Any]:
+    """The same job in a set: when a pod fails, all of them are started again together."""
+    first = f"{name}-{JOBSET_PART}-0-0.{name}"
+    # No failure is left to the job itself: neither one of a pod nor a pod that was evicted.
+    spec = _indexed(name, pod(arguments, code, first, cluster), 0, [], cluster.nodes)
+    mistake = {
+        "name": "mistake",
+        "action": "FailJobSet",
+        "onJobFailureReasons": ["PodFailurePolicy"],  # the job's one rule that fails it
+    }
     return {
-        "restartPolicy": "Never",
-        "subdomain": name,  # the job's pods are NAME-0, NAME-1, ... in it
-        "automountServiceAccountToken": False,
-        "enableServiceLinks": False,
-        "terminationGracePeriodSeconds": cluster.grace_seconds,
-        **({"nodeSelector": selector} if selector else {}),
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": cluster.user,
-            "runAsGroup": cluster.user,
-            "fsGroup": cluster.user,
-            "seccompProfile": {"type": "RuntimeDefault"},
+        "apiVersion": f"{JOBSETS}/v1alpha2",
+        "kind": "JobSet",
+        "metadata": _meta(name, cluster),
+        "spec": {
+            "network": {"enableDNSHostnames": True, "subdomain": name},
+            "failurePolicy": {"maxRestarts": cluster.retries, "rules": [mistake]},
+            "replicatedJobs": [
+                {
+                    "name": JOBSET_PART,
+                    "replicas": 1,
+                    "template": {"metadata": {"labels": {LABEL: name}}, "spec": spec},
+                }
+            ],
         },
-        "containers": [
-            {
-                "name": "ldm",
-                "image": cluster.image,
-                "command": ["ldm"],
-                "args": [literal(one) for one in arguments],
-                "env": _environment(name, cluster),
-                **_secrets(cluster),
-                "resources": _resources(cluster),
-                "securityContext": {
-                    "allowPrivilegeEscalation": False,
-                    "capabilities": {"drop": ["ALL"]},
-                },
-                "volumeMounts": mounts,
-            }
-        ],
-        "volumes": volumes,
     }
 
 
-def _environment(name: str, cluster: KubernetesCluster) -> list[dict[str, str]]:
-    told = {**variables(cluster), ADDRESS: f"{name}-0.{name}"}
-    return [{"name": key, "value": literal(value)} for key, value in told.items()]
-
-
-def _secrets(cluster: KubernetesCluster) -> dict[str, Any]:
-    named = [{"secretRef": {"name": secret}} for secret in cluster.secrets]
-    return {"envFrom": named} if named else {}
-
-
-def _resources(cluster: KubernetesCluster) -> dict[str, Any]:
-    limits: dict[str, str] = {}
-    if gpus_of(cluster):
-        limits[cluster.gpu_resource] = str(gpus_of(cluster))
-    if cluster.efa:
-        limits["vpc.amazonaws.com/efa"] = "1"
-    if cluster.memory:
-        limits["memory"] = cluster.memory
-    requests = {**limits, **({"cpu": str(cluster.cpus)} if cluster.cpus else {})}
-    return {"limits": limits, "requests": requests}
+def _indexed(
+    name: str, spec: dict[str, Any], retries: int, rules: list[dict[str, Any]], nodes: int
+) -> dict[str, Any]:
+    exits = {"containerName": "ldm", "operator": "In"}
+    return {
+        "completionMode": "Indexed",
+        "completions": nodes,
+        "parallelism": nodes,
+        "backoffLimit": retries,
+        "podFailurePolicy": {
+            "rules": [
+                {
+                    "action": "FailJob",  # another start would find the same mistake
+                    "onExitCodes": {**exits, "values": [USER_MISTAKE_EXIT_CODE]},
+                },
+                {
+                    "action": "Ignore",  # saved; started again, and no failure
+                    "onExitCodes": {**exits, "values": [PREEMPTED_EXIT_CODE]},
+                },
+                *rules,
+            ]
+        },
+        "template": {"metadata": {"labels": {LABEL: name}}, "spec": spec},
+    }

@@ -8,8 +8,8 @@ queued again.
 import shlex
 import sys
 
-from conf.clusters import SlurmCluster
-from launch.jobs.node import ADDRESS, gpus_of, variables
+from conf.clusters import SlurmCluster, cluster_gpus
+from launch.jobs.node import ADDRESS, variables
 from launch.local import PREEMPTED_EXIT_CODE
 
 # Longer than a launcher waits for its ranks to save: Slurm then ends machines that others wait for.
@@ -31,17 +31,19 @@ exit "$code"
 """
 
 
-def slurm_script(name: str, arguments: list[str], cluster: SlurmCluster) -> str:
+def slurm_script(name: str, arguments: list[str], code: str, cluster: SlurmCluster) -> str:
     """The script of a job.
 
     Args:
         name: Of the job.
         arguments: Of `ldm`; each reaches it as it is here.
+        code: What is known of the submitter's code, packed, or nothing.
         cluster: Where it runs.
     """
     options = [*_options(name, cluster), *cluster.flags]
     address = shlex.quote(cluster.address) if cluster.address else f'"$({_MEET})"'
-    exports = [f"export {name}={shlex.quote(value)}" for name, value in variables(cluster).items()]
+    told = variables(cluster, code)
+    exports = [f"export {name}={shlex.quote(value)}" for name, value in told.items()]
     return "\n".join(
         [
             "#!/usr/bin/env bash",
@@ -64,12 +66,15 @@ def _options(name: str, cluster: SlurmCluster) -> list[str]:
         "ntasks-per-node": 1,
         "cpus-per-task": cluster.cpus,
         "mem": cluster.memory,
-        "gpus-per-node": gpus_of(cluster) or None,
+        "gpus-per-node": cluster_gpus(cluster) or None,
         "partition": cluster.partition,
         "account": cluster.account,
         "constraint": cluster.constraint,
         "time": cluster.time,
-        "output": f"{cluster.logs}/%x-%j.log",
+        "array": f"0-{cluster.workers - 1}" if cluster.workers > 1 else None,
+        "output": f"{cluster.logs}/%x-{'%A_%a' if cluster.workers > 1 else '%j'}.log",
+        # A name that is made here is that of a run, which two jobs at a time would both write.
+        "dependency": "singleton" if cluster.name is None and cluster.workers == 1 else None,
         "open-mode": "append",
         "signal": f"B:USR1@{cluster.stop_seconds}",
     }

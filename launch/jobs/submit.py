@@ -1,23 +1,42 @@
 """Hands a command to a scheduler, or shows what it would hand over."""
 
 import hashlib
+import sys
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
-from conf.clusters import KubernetesCluster, RemoteCluster, SlurmCluster
+from conf.clusters import (
+    KubernetesCluster,
+    RemoteCluster,
+    SkyPilotCluster,
+    SlurmCluster,
+    cluster_image,
+)
+from conf.compose import compose_typed
 from conf.errors import UserError
-from launch.jobs.kubernetes import kubernetes_manifest
+from conf.groups import ClusterConfig
+from conf.rules import check
+from conf.space import Choices, parse_space
+from launch.jobs.kubernetes import JOBSETS, kubernetes_manifest
+from launch.jobs.skypilot import skypilot_task
+from launch.jobs.skypilot_jobs import submit_skypilot
 from launch.jobs.slurm import slurm_script
-from launch.jobs.tools import run_tool
+from launch.jobs.tools import run_kubectl, run_tool
+from training.tracking.code import code_state, packed
 
 RENDER = "cluster.render"
+ONE_WRITER = ("train", "autoencoder")  # of others any number may make the same thing together
+# Linux lets a variable have 128 KiB, its name included.
+LARGEST_CODE = 120_000
 
 
 def submit(command: str, overrides: list[str], cluster: RemoteCluster) -> int:
     """Submit `ldm COMMAND OVERRIDES` as a job and print its id, or print the job itself.
 
     Raises:
-        UserError: An argument cannot be carried by a job, or the scheduler refuses it.
+        UserError: An argument or the code's changes cannot be carried by a job, or the scheduler
+            refuses it.
     """
     arguments = [one for one in overrides if one.partition("=")[0] != RENDER]
     for one in (one for one in arguments if not carried(one)):
@@ -28,13 +47,67 @@ def submit(command: str, overrides: list[str], cluster: RemoteCluster) -> int:
             "leave it out; prompts can be given as a file",
         )
     name = cluster.name or job_name(command, arguments)
-    rendered, hand_over = _ways(command, arguments, cluster, name)
+    rendered, hand_over = _ways([command, *arguments], submitted_code(cluster), cluster, name)
     if cluster.render:
         print(rendered, end="")
         return 0
     job = hand_over(rendered)
     print(f"{job}  (ldm status job={job}; ldm logs job={job}; ldm stop job={job})")
+    image = cluster_image(cluster)
+    if image and "@sha256:" not in image:
+        moves = "has no digest, so another image may have its name when the job starts"
+        print(f"{image} {moves}; the run's record has the name alone", file=sys.stderr)
     return 0
+
+
+def swept_on(command: str, overrides: list[str]) -> RemoteCluster | None:
+    """Where the workers of a sweep, `train -m` or `evaluate -m`, shall run; None is here.
+
+    Raises:
+        UserError: The settings are no sweep that a job could run.
+    """
+    if not any(one.partition("=")[0] == "cluster" for one in overrides):
+        return None
+    fixed, swept = parse_space(overrides)
+    for name in (dim.name for dim in swept if dim.name.partition(".")[0] == "cluster"):
+        raise UserError(name, "is of the sweep as a whole", f"give one value: {name}=...")
+    first = [
+        f"{dim.name}={dim.values[0] if isinstance(dim, Choices) else dim.low}" for dim in swept
+    ]
+    config = compose_typed(command, [*fixed, *first])
+    check(config)
+    return config.cluster if isinstance(config.cluster, RemoteCluster) else None
+
+
+def worker_overrides(overrides: list[str]) -> list[str]:
+    """Those of a worker, which runs its trials on the machine that it is on."""
+    here = {f"cluster.{item.name}" for item in fields(ClusterConfig)}
+    names = [one.partition("=")[0] for one in overrides]
+    return [
+        one
+        for one, name in zip(overrides, names, strict=True)
+        if name.partition(".")[0] != "cluster" or name in here
+    ]
+
+
+def submitted_code(cluster: RemoteCluster) -> str:
+    """What is known of the code here, packed for a job's environment; nothing if git knows none.
+
+    Raises:
+        UserError: Its changes are too many for that.
+    """
+    state = code_state()
+    if state.revision is None:
+        return ""
+    text = packed(state)
+    if len(text) > LARGEST_CODE:
+        raise UserError(
+            f"cluster={cluster.kind}",
+            f"the code's changes since its last commit are {len(text) / 1e3:,.0f} kB when packed, "
+            f"more than a job can carry ({LARGEST_CODE / 1e3:,.0f} kB)",
+            "commit them",
+        )
+    return text
 
 
 def carried(argument: str) -> bool:
@@ -43,22 +116,32 @@ def carried(argument: str) -> bool:
 
 
 def job_name(command: str, arguments: list[str]) -> str:
-    """A name that the same command has every time, and others have not."""
-    digest = hashlib.sha256("\0".join([command, *arguments]).encode()).hexdigest()
+    """A name that the same command has every time, and others have not.
+
+    A training's is that of its run, whatever else is asked for: no two jobs may write one.
+    """
+    told = arguments
+    if command in ONE_WRITER and "-m" not in arguments:
+        out = [one.partition("=")[2] for one in arguments if one.startswith("out=")][-1:]
+        told = [url if "://" in url else str(Path(url).absolute()) for url in out]
+    digest = hashlib.sha256("\0".join([command, *told]).encode()).hexdigest()
     return f"ldm-{command}-{digest[:8]}"
 
 
 def _ways(
-    command: str, arguments: list[str], cluster: RemoteCluster, name: str
+    arguments: list[str], code: str, cluster: RemoteCluster, name: str
 ) -> tuple[str, Callable[[str], str]]:
     """The job, and what submits it and returns its id."""
     match cluster:
         case SlurmCluster():
-            script = slurm_script(name, [command, *arguments], cluster)
+            script = slurm_script(name, arguments, code, cluster)
             return script, lambda job: _slurm(job, cluster)
         case KubernetesCluster():
-            manifest = kubernetes_manifest(name, [command, *arguments], cluster)
+            manifest = kubernetes_manifest(name, arguments, code, cluster)
             return manifest, lambda job: _kubernetes(job, cluster, name)
+        case SkyPilotCluster():
+            task = skypilot_task(name, arguments, code, cluster)
+            return task, lambda job: submit_skypilot(name, job, cluster)
     raise AssertionError(cluster.kind)
 
 
@@ -69,6 +152,14 @@ def _slurm(script: str, cluster: SlurmCluster) -> str:
 
 
 def _kubernetes(manifest: str, cluster: KubernetesCluster, name: str) -> str:
-    namespace = f"--namespace={cluster.namespace}"
-    run_tool("cluster=kubernetes", "kubectl", namespace, "create", "-f", "-", given=manifest)
-    return f"kubernetes:{cluster.namespace}/{name}"
+    setting, namespace = "cluster=kubernetes", f"--namespace={cluster.namespace}"
+    if cluster.jobset and not _knows_jobsets(setting):  # or half of the objects would be made
+        raise UserError(
+            "cluster.jobset=true", "this Kubernetes knows no JobSets", "install its controller"
+        )
+    run_kubectl(setting, namespace, "create", "-f", "-", given=manifest)
+    return f"{'jobset' if cluster.jobset else 'kubernetes'}:{cluster.namespace}/{name}"
+
+
+def _knows_jobsets(setting: str) -> bool:
+    return bool(run_kubectl(setting, "api-resources", f"--api-group={JOBSETS}", "--output=name"))

@@ -25,11 +25,13 @@ WHY_NOT = (
     else "needs the rights of root, and Slurm: tests/integration/slurm/install"
 )
 NODES = ("n1", "n2")
+_JOBS = 30  # more than the tests submit
 _START_LIMIT = 60.0  # seconds; 3 are usual
 # A job that is queued again waits until its first credential has expired. Slurm takes no less.
 _CREDENTIAL_SECONDS = 5
 _CONFIG = """\
 ClusterName=lab
+FirstJobId={first_job}
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={controller}
 SlurmUser=root
@@ -66,7 +68,7 @@ def running_slurm(folder: Path) -> Iterator[dict[str, str]]:
     config = folder / "slurm.conf"
     told = {"host": socket.gethostname(), "folder": folder, "controller": controller}
     ports = {"first": first, "second": first + 1, "credential": _CREDENTIAL_SECONDS}
-    config.write_text(_CONFIG.format(**told, **ports))
+    config.write_text(_CONFIG.format(**told, **ports, first_job=_first_job()))
     (folder / "state").mkdir()
     key = folder / "munge.key"
     key.write_bytes(secrets.token_bytes(128))
@@ -111,6 +113,23 @@ def _neighbours() -> int:
             except OSError:
                 continue
             return port
+
+
+def _first_job() -> int:
+    """The number of a job at whose port, and those of the next ones, nobody listens.
+
+    Ranks of a job meet at a port that follows from its number, and others test here too.
+    """
+    while True:
+        first = secrets.randbelow(9_000) + 1
+        with ExitStack() as probes:
+            try:
+                for job in range(first, first + _JOBS):
+                    probe = probes.enter_context(socket.socket())
+                    probe.bind(("127.0.0.1", 20_000 + job))
+            except OSError:
+                continue
+        return first
 
 
 def _wait_for_socket(path: Path, log: Path) -> None:

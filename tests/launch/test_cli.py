@@ -86,3 +86,12 @@ def test_what_only_talks_imports_nothing_slow(
     loaded = done.stderr.splitlines()[-1].split()
     assert "launch.cli" in loaded
     assert not set(loaded) & set(unneeded)
+
+
+def test_a_sweep_of_evaluations_is_submitted_as_one_of_trainings_is(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    told = ("checkpoint=/r", "data.url=/b", "out=/o", "images_per_caption=2", "sweep=guidance")
+    job = ("cluster=slurm", "cluster.workers=2", "cluster.render=true")
+    assert run(["evaluate", "-m", *told, *job]) == 0
+    assert f"launch.cli evaluate -m {' '.join(told)} &" in capsys.readouterr().out

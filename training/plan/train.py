@@ -5,13 +5,17 @@ from dataclasses import dataclass
 
 from conf.enums import EngineKind, OptimizerKind
 from conf.schema import PlanTrainCommand
-from conf.training import CheckpointConfig
 from conf.training_rules import micro_batch, ranks_of
 from training.perf import FORWARDS_A_STEP
 from training.plan.denoiser import Denoiser
 from training.plan.machine import Machine, machine_of
 from training.plan.state import Offload, State, sent_bytes, state_of
-from training.sizes import checkpoint_bytes, snapshot_bytes
+from training.sizes import (
+    checkpoint_bytes,
+    kept_checkpoints,
+    kept_snapshots,
+    snapshot_bytes,
+)
 
 ZERO = (EngineKind.zero1, EngineKind.zero2, EngineKind.zero3)
 
@@ -141,7 +145,6 @@ def plan_train(config: PlanTrainCommand, denoiser: Denoiser) -> TrainPlan:
     hours, price = steps * seconds / 3600, plan.dollars_per_gpu_hour
     lengths = config.train.ema_lengths
     checkpoint = checkpoint_bytes(denoiser.sizes, config.optimizer.kind, lengths)
-    copies = config.train.samples // config.train.ema_snapshot_every_samples
     return TrainPlan(
         parameters=parameters,
         samples=config.train.samples,
@@ -164,21 +167,11 @@ def plan_train(config: PlanTrainCommand, denoiser: Denoiser) -> TrainPlan:
         read_bytes=config.batch_size / seconds * fed.bytes,
         sent_bytes=sent_bytes(config.engine.kind, parameters, ranks, accumulation),
         checkpoint_bytes=checkpoint,
-        snapshot_bytes=copies * snapshot_bytes(denoiser.sizes, lengths),
+        snapshot_bytes=kept_snapshots(config.train) * snapshot_bytes(denoiser.sizes, lengths),
         staged_bytes=(checkpoint + snapshot_bytes(denoiser.sizes, lengths)) // ranks,
         checkpoints=kept_checkpoints(config.checkpoint, config.train.samples),
         checkpoint_seconds=checkpoint / ranks / (plan.store_mb_s * 1e6),
         remarks=fed.remarks,
-    )
-
-
-def kept_checkpoints(config: CheckpointConfig, samples: int) -> int:
-    """Checkpoints that are there when a training of so many samples ends, at the most."""
-    for_good = samples // config.keep_every_samples if config.keep_every_samples else 0
-    return (
-        min(config.keep_last, math.ceil(samples / config.every_samples))
-        + for_good
-        + config.keep_best
     )
 
 

@@ -1,21 +1,22 @@
 """What a run came from: its code, its datasets, and what those were made from."""
 
 import json
+import os
 from typing import Any
 
 from data.corpus import Corpus
 from data.storage import Prefix
-from training.tracking.code import CodeState
+from training.tracking.code import IMAGE, CodeState
 
 LINEAGE, DIFF = "lineage.json", "code.diff"
 
 
-def lineage_of(data: Corpus, code: CodeState | None) -> dict[str, Any]:
+def lineage_of(data: Corpus, code: CodeState) -> dict[str, Any]:
     """What one start of a run goes by, JSON-ready.
 
     Args:
         data: What is read.
-        code: The state of the code, if it is known.
+        code: The state of the code.
     """
     datasets = []
     for dataset in data.datasets:
@@ -31,13 +32,11 @@ def lineage_of(data: Corpus, code: CodeState | None) -> dict[str, Any]:
             told["autoencoder"] = manifest.latents.autoencoder
             told["text_encoder"] = manifest.text.encoder
         datasets.append(told)
-    state = {"revision": code.revision, "dirty": code.dirty} if code else None
-    return {"code": state, "data": datasets}
+    state = {"revision": code.revision, "dirty": code.dirty, "files": code.files}
+    return {"code": state, "image": os.environ.get(IMAGE), "data": datasets}
 
 
-def keep_lineage(
-    out: Prefix, lineage: dict[str, Any], code: CodeState | None, samples_seen: int
-) -> None:
+def keep_lineage(out: Prefix, lineage: dict[str, Any], code: CodeState, samples_seen: int) -> None:
     """Add a start to the run's lineage.json; the diff of the last start is its code.diff."""
     try:
         starts = json.loads(out.read(LINEAGE))
@@ -45,7 +44,7 @@ def keep_lineage(
         starts = []
     starts.append({"samples_seen": samples_seen, **lineage})
     out.write(LINEAGE, json.dumps(starts, indent=1).encode() + b"\n")
-    if code and code.dirty:
+    if code.dirty:
         out.write(DIFF, code.diff.encode())
     else:
         out.remove(DIFF)

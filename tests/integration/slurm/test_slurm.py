@@ -1,6 +1,8 @@
 """Real jobs of a real Slurm: ZeRO-2 on two nodes, with a real S3 server."""
 
+import json
 import os
+import re
 import subprocess
 import time
 from collections.abc import Iterator
@@ -11,11 +13,13 @@ from pathlib import Path
 import pytest
 
 from data.storage import open_prefix
+from launch.sweep.record import Outcome, read_trials
 from tests.helpers.commands import ENVIRONMENT, LDM, Ended
 from tests.helpers.latents import SMALL_UNET, adam_moments, assert_equal, write_latents
 from tests.helpers.processes import log_tail
 from tests.helpers.slurm import WHY_NOT, running_slurm, slurm_state
 from training.engine.checkpoint import Checkpoint, checkpoint_steps, latest_checkpoint
+from training.tracking.code import code_state
 from training.tracking.files import read_metrics
 
 SAMPLES, BATCH = 240, 8
@@ -24,6 +28,14 @@ SETTINGS = (
     *["engine=zero2", "engine.precision=fp32", "tracking.kind=off", "checkpoint.every_samples=40"],
     *(f"batch_size={BATCH}", f"train.samples={SAMPLES}", f"tracking.log_every_samples={BATCH}"),
     *["cluster=slurm", "cluster.nodes=2", "cluster.gpus=0", "cluster.address=127.0.0.1"],
+)
+
+EVERY = 80
+SWEEP_SETTINGS = (
+    *[*SMALL_UNET, "unet.dropout=0", "engine.precision=fp32", "tracking.kind=off"],
+    *["train.ema_half_life=20", "optimizer.warmup_samples=1", "guards.dry_batch=false"],
+    *["batch_size=8", "validation.samples=8"],
+    *[f"validation.every_samples={EVERY}", f"checkpoint.every_samples={EVERY}"],
 )
 
 pytestmark = [
@@ -50,10 +62,20 @@ class Lab:
     def train(self, run: str, *more: str) -> str:
         """Submit a training; its id."""
         urls = (f"data.url={self.bucket}/latents", f"out={self.bucket}/{run}")
-        ended = self.ldm("train", *SETTINGS, *urls, f"cluster.name={run}", *more)
+        return self.submit("train", *SETTINGS, *urls, *more)
+
+    def submit(self, *arguments: str) -> str:
+        """Submit any command; its id."""
+        ended = self.ldm(*arguments)
         assert ended.code == 0, ended.output
         assert ended.output.count("\n") == 1
         return ended.output.split()[0]
+
+    def states(self, job: str) -> list[str]:
+        """Of the jobs of an array, in order; those that wait may be told as one."""
+        lines = self.ldm("status", f"job={job}").output.splitlines()
+        told = [dict(pair.split("=", 1) for pair in line.split()) for line in lines]
+        return [one["JobState"] for one in sorted(told, key=lambda one: one["ArrayTaskId"])]
 
     def wait(self, job: str, *states: str) -> None:
         """Until a job is in one of these states."""
@@ -87,6 +109,7 @@ def lab(s3: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     with ExitStack() as undo:
         slurm = undo.enter_context(running_slurm(folder / "slurm"))
         write_latents(f"{s3}/latents")
+        write_latents(f"{s3}/held_out", (16,), seed=1)
         yield Lab(folder, slurm, s3)
 
 
@@ -133,6 +156,34 @@ def test_no_sample_is_lost_or_seen_twice(lab: Lab, signalled: str) -> None:
     assert [line["samples_seen"] for line in lines[1]] == list(range(BATCH, SAMPLES + 1, BATCH))
 
 
+def test_the_code_that_ran_is_kept_with_the_run(lab: Lab, signalled: str) -> None:
+    starts = json.loads(open_prefix(f"{lab.bucket}/signalled", "out").read("lineage.json"))
+    here = code_state()
+    wanted = {"revision": here.revision, "dirty": here.dirty, "files": here.files}
+    assert [start["code"] for start in starts] == [wanted] * 2
+
+
+def test_a_command_that_is_submitted_again_waits_for_the_first_and_changes_nothing(
+    lab: Lab, signalled: str
+) -> None:
+    """Another one, for the same place, is a mistake that only the job can find. It ends that."""
+    place = open_prefix(f"{lab.bucket}/peaceful", "out")
+    kept = {name: place.read(name) for name in ("settings.json", "latest", "metrics.jsonl")}
+    alone = ("cluster.nodes=1", "engine=single")
+    again = lab.train("peaceful", *alone)
+    other = lab.train("peaceful", *alone, "optimizer.lr=0.5", "cluster.name=other")
+    third = lab.train("peaceful", *alone, "train.samples=8_000")
+    assert "JobState=PENDING Reason=Dependency" in lab.ldm("status", f"job={third}").output
+    assert lab.ldm("stop", f"job={third}").output == f"{third} was PENDING\n"
+    lab.wait(again, "COMPLETED")
+    lab.wait(other, "FAILED")
+    assert f"is finished ({SAMPLES} samples), nothing to do" in lab.log(again)
+    (said,) = (line for line in lab.log(other).splitlines() if line.startswith("ldm: "))
+    assert "optimizer.lr" in said
+    assert "ExitCode=2:0" in lab.ldm("status", f"job={other}").output
+    assert {name: place.read(name) for name in kept} == kept
+
+
 def test_its_log_is_shown(lab: Lab, signalled: str) -> None:
     told = lab.ldm("logs", f"job={signalled}", "lines=1000")
     assert told.code == 0
@@ -148,11 +199,64 @@ def test_a_job_that_is_stopped_saves_and_is_not_queued_again(lab: Lab) -> None:
     assert "Restarts=0" in told and "ExitCode=75:0" in told
 
 
-def test_a_mistake_that_only_the_job_can_find_ends_it_in_one_line(lab: Lab) -> None:
-    job = lab.train("mistaken", f"data.url={lab.bucket}/nothing")
-    lab.wait(job, "FAILED")
-    assert "ExitCode=2:0" in lab.ldm("status", f"job={job}").output
-    assert [line for line in lab.log(job).splitlines() if line.startswith("ldm: data.url=")]
+def sweep_command(lab: Lab, out: Path, *more: str) -> list[str]:
+    """A sweep whose workers are jobs of an array."""
+    urls = (f"data.url={lab.bucket}/latents", f"validation.url={lab.bucket}/held_out")
+    slurm = ("cluster=slurm", "cluster.gpus=0")
+    return ["train", "-m", *SWEEP_SETTINGS, *urls, f"out={out}", *slurm, *more]
+
+
+def test_a_sweep_is_an_array_and_what_a_cancelled_worker_held_is_tried_again(lab: Lab) -> None:
+    """Of three workers two find a machine; the third takes the place of the one that is killed."""
+    out = lab.folder / "sweep"
+    vary = ("optimizer.lr=1e-3,1e-9", "diffusion.weighting=uniform,min_snr", "train.samples=160")
+    job = lab.submit(*sweep_command(lab, out, *vary, "cluster.workers=3"))
+
+    def starts() -> list[int]:
+        logs = sorted(out.glob("trials/*.log"))
+        return [log.read_text().count("M parameters, ") for log in logs]
+
+    def held() -> int | None:
+        """The trial that the second worker trains."""
+        for log in lab.folder.glob(f"logs/*-{number(job)}_1.log"):
+            for trial in re.findall(r"^trial (\d+): ", log.read_text(), re.MULTILINE)[:1]:
+                return int(trial) if starts()[int(trial)] else None
+        return None
+
+    limit = time.monotonic() + 120
+    while (lost := held()) is None:
+        assert time.monotonic() < limit, lab.ldm("logs", f"job={job}").output
+        time.sleep(0.05)
+    kill = ["scancel", f"{number(job)}_1"]
+    subprocess.run(kill, env={**os.environ, **lab.slurm}, check=True)
+    limit = time.monotonic() + 120
+    while lab.states(job) != ["COMPLETED", "CANCELLED", "COMPLETED"]:
+        assert time.monotonic() < limit, lab.ldm("logs", f"job={job}").output
+    trials = read_trials(open_prefix(str(out), "out"))
+    assert [(one.number, one.outcome) for one in trials] == [
+        (n, Outcome.complete) for n in range(4)
+    ]
+    assert starts() == [2 if n == lost else 1 for n in range(4)]
+    told = lab.ldm("logs", f"job={job}").output
+    assert [told.count(f"_{task}.log:\n") for task in range(3)] == [1, 1, 1]
+    assert "sweep: 4 complete" in told
+
+
+def test_an_array_that_is_stopped_saves_what_runs_and_never_begins_the_rest(lab: Lab) -> None:
+    out = lab.folder / "stopped_sweep"
+    vary = ("optimizer.lr=1e-3,1e-4,1e-9", "train.samples=8_000_000")
+    job = lab.submit(*sweep_command(lab, out, *vary, "cluster.workers=3"))
+    limit = time.monotonic() + 120
+    while len(list(out.glob("00?/checkpoints/*/commit.json"))) < 2:
+        assert time.monotonic() < limit, lab.ldm("logs", f"job={job}").output
+        time.sleep(0.05)
+    assert lab.ldm("stop", f"job={job}").output == f"{job} was PENDING, RUNNING\n"
+    limit = time.monotonic() + 120
+    while sorted(states := lab.states(job)) != ["CANCELLED", "FAILED", "FAILED"]:
+        assert "PENDING" not in states and "COMPLETED" not in states, states
+        assert time.monotonic() < limit, lab.ldm("logs", f"job={job}").output
+    for log in out.glob("trials/*.log"):
+        assert "checkpoint saved; the same command goes on from there" in log.read_text()
 
 
 def test_what_slurm_refuses_is_one_line(lab: Lab) -> None:
@@ -166,7 +270,7 @@ def test_what_slurm_refuses_is_one_line(lab: Lab) -> None:
 
 def test_a_job_that_is_not_there_is_one_line(lab: Lab) -> None:
     for command in ("status", "logs", "stop"):
-        ended = lab.ldm(command, "job=slurm:4711")
+        ended = lab.ldm(command, "job=slurm:99999")
         assert ended.code == 2
-        assert ended.output.startswith("ldm: job=slurm:4711: scontrol refuses: ")
+        assert ended.output.startswith("ldm: job=slurm:99999: scontrol refuses: ")
         assert ended.output.count("\n") == 1

@@ -1,14 +1,25 @@
 """Jobs that are shown, and what is refused in one line before anything is submitted."""
 
+import random
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from launch.cli import run
+from launch.jobs import submit
+from launch.jobs.submit import job_name
+from training.tracking.code import CodeState
 
 TRAIN = ["train", "data.url=s3://b/latents", "out=s3://b/run", "train.samples=8", "engine=ddp"]
 KUBERNETES = ["cluster=kubernetes", "cluster.image=image"]
+SKYPILOT = ["cluster=skypilot", "cluster.image=image"]
+SWEEP = [
+    *["train", "-m", *TRAIN[1:], "optimizer.lr=1e-3,1e-4", "validation.url=s3://b/held_out"],
+    *["cluster=slurm", "cluster.cpus=4", "cluster.processes=2"],
+]
 
 
 def test_a_job_is_shown_without_torch_and_holds_nothing_that_shows_it() -> None:
@@ -18,6 +29,50 @@ def test_a_job_is_shown_without_torch_and_holds_nothing_that_shows_it() -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("#!/usr/bin/env bash\n#SBATCH --job-name=ldm-train-")
     assert "render" not in done.stdout
+
+
+def test_a_sweep_is_an_array_of_workers_on_their_own_machines(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run([*SWEEP, "cluster.workers=3", "cluster.render=true"]) == 0
+    script = capsys.readouterr().out
+    assert "#SBATCH --array=0-2\n" in script and "-%A_%a.log\n" in script
+    assert "singleton" not in script
+    (step,) = (line for line in script.splitlines() if line.startswith("srun "))
+    words = shlex.split(step.removesuffix(" &"))
+    here = [one for one in SWEEP[1:] if one not in ("cluster=slurm", "cluster.cpus=4")]
+    assert words[words.index("launch.cli") + 1 :] == ["train", *here]
+
+
+def test_no_two_jobs_of_one_name_run_at_a_time_if_the_name_is_not_the_users(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for more, waits in ([], True), (["cluster.name=mine"], False):
+        assert run([*TRAIN, "cluster=slurm", "cluster.render=true", *more]) == 0
+        assert ("#SBATCH --dependency=singleton\n" in capsys.readouterr().out) is waits
+
+
+def test_a_trainings_name_is_that_of_its_run() -> None:
+    name = job_name("train", TRAIN[1:])
+    assert name == job_name("train", [*TRAIN[1:], "cluster.nodes=4", "optimizer.lr=1"])
+    assert name != job_name("train", [*TRAIN[1:], "out=s3://b/other"])
+    assert name != job_name("autoencoder", TRAIN[1:])
+    assert job_name("train", ["out=a"]) == job_name("train", [f"out={Path.cwd()}/a"])
+    for arguments in (["-m", *TRAIN[1:]], TRAIN[1:]):
+        command = "train" if "-m" in arguments else "cache"
+        assert job_name(command, arguments) != job_name(command, [*arguments, "cluster.cpus=1"])
+
+
+def test_changes_that_no_job_can_carry_are_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = CodeState("12", "34", random.Random(0).randbytes(200_000).hex())
+    monkeypatch.setattr(submit, "code_state", lambda: changes)
+    assert run([*TRAIN, "cluster=slurm", "cluster.render=true"]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith("ldm: cluster=slurm: the code's changes since its last commit are")
+    assert shown.err.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -64,7 +119,25 @@ def test_a_missing_program_is_one_line(
             ["sample", "checkpoint=a", "prompts=[cat]", "out=b", "cluster.processes=2"],
             "cluster.processes=2",
         ),
+        ([*TRAIN, "cluster=slurm", "cluster.workers=2"], "cluster.workers=2"),
+        ([*SWEEP, "cluster.nodes=2"], "cluster.nodes=2"),
+        ([*SWEEP, "cluster.cpus=2,4"], "cluster.cpus"),
+        ([*SWEEP, "cluster=kubernetes", "cluster.image=image"], "cluster=kubernetes"),
+        (
+            [*TRAIN, *KUBERNETES, "cluster.jobset=true", f"cluster.name={'a' * 50}"],
+            "cluster.name=",
+        ),
+        ([*TRAIN, *KUBERNETES, "cluster.secrets=['A=abc']"], "cluster.secrets='A'=..."),
+        ([*TRAIN, *SKYPILOT], "cluster.accelerator"),
+        ([*TRAIN, "cluster=skypilot", "cluster.gpus=0"], "cluster.image"),
+        ([*TRAIN, *SKYPILOT, "cluster.gpus=0", "cluster.memory=much"], "cluster.memory=much"),
+        ([*TRAIN, *SKYPILOT, "cluster.gpus=0", "cluster.name=a---b"], "cluster.name="),
+        ([*TRAIN, *SKYPILOT, "cluster.gpus=0", "cluster.infra='aws us'"], "cluster.infra="),
+        ([*TRAIN, *SKYPILOT, "cluster.gpus=0", "cluster.secrets=['A=abc']"], "cluster.secrets="),
+        ([*TRAIN[:2], *TRAIN[3:], "out=/data/run", *SKYPILOT, "cluster.gpus=0"], "out=/data/run"),
+        ([*SWEEP, *SKYPILOT], "cluster=skypilot"),
         (["status", "job=moon:1"], "job=moon:1"),
+        (["stop", "job=skypilot:a b"], "job=skypilot:a b"),
         (["stop", "job=slurm:1; reboot"], "job=slurm:1; reboot"),
     ],
 )

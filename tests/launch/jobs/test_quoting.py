@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,29 +11,34 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conf.clusters import KubernetesCluster, SlurmCluster
+from conf.clusters import KubernetesCluster, SkyPilotCluster, SlurmCluster
 from launch.cli import run
 from launch.jobs.kubernetes import kubernetes_manifest
+from launch.jobs.skypilot import skypilot_task
 from launch.jobs.slurm import slurm_script
 from launch.jobs.submit import carried
+from training.tracking.code import CodeState, packed
 
 SIGNS = st.sampled_from(list("'\"\\$`!#&|;<>(){}[]*?~=%^ -@:,/"))
 TEXTS = st.text(
     st.one_of(SIGNS, st.characters(exclude_categories=("C", "Zl", "Zp", "Zs"))), max_size=40
 )
+SKYPILOT = SkyPilotCluster(image="image", gpus=0, nodes=2)
 SCRIPTS = 20  # with 50 arguments each
+CODE = packed(CodeState("12ab", "34cd", "+it's $HOME `ls` ü\n"))
 ARGUMENTS = st.lists(TEXTS, min_size=50, max_size=50)
 
 
 def through_bash(folder: Path, script: str) -> list[str]:
-    """What a script gives `srun`, once bash has parsed it and run it.
+    """What a script gives `srun` or `exec`, once bash has parsed it and run it.
 
     No other program is in its reach: what escaped its quotes would be a command.
     """
     file = folder / "script"
     file.write_text(script)
     subprocess.run(["bash", "-n", str(file)], check=True)
-    fakes = "srun() { printf '%s\\0' \"$@\"; }; scontrol() { echo n1; }; head() { read -r n; }; "
+    fakes = 'srun() { printf \'%s\\0\' "$@"; }; exec() { srun "$@"; }; '
+    fakes += "scontrol() { echo n1; }; head() { read -r n; }; "
     fakes += 'source "$1"'
     bash = [shutil.which("bash") or "bash", "-c", fakes, "bash", str(file)]
     told = {"SLURM_JOB_NODELIST": "n1", "SLURM_JOB_ID": "1", "PATH": "/nowhere"}
@@ -51,7 +57,7 @@ def expanded(text: str) -> str:
 def test_a_slurm_script_hands_over_every_argument(
     tmp_path_factory: pytest.TempPathFactory, arguments: list[str], value: str
 ) -> None:
-    script = slurm_script("name", arguments, SlurmCluster(env=[f"LIST={value}"]))
+    script = slurm_script("name", arguments, CODE, SlurmCluster(env=[f"LIST={value}"]))
     got = through_bash(tmp_path_factory.mktemp("script"), script)
     assert got[-len(arguments) :] == arguments
     assert got[-len(arguments) - 2 : -len(arguments)] == ["-m", "launch.cli"]
@@ -59,9 +65,21 @@ def test_a_slurm_script_hands_over_every_argument(
 
 @settings(max_examples=SCRIPTS, deadline=None)
 @given(arguments=ARGUMENTS, value=TEXTS)
+def test_a_task_of_skypilot_hands_over_every_argument(
+    tmp_path_factory: pytest.TempPathFactory, arguments: list[str], value: str
+) -> None:
+    text = skypilot_task("name", arguments, CODE, replace(SKYPILOT, env=[f"LIST={value}"]))
+    task = yaml.safe_load(text)
+    got = through_bash(tmp_path_factory.mktemp("task"), task["run"])
+    assert got == ["ldm", *arguments]
+    assert (task["envs"]["LIST"], task["envs"]["LDM_CODE"]) == (value, CODE)
+
+
+@settings(max_examples=SCRIPTS, deadline=None)
+@given(arguments=ARGUMENTS, value=TEXTS)
 def test_a_manifest_hands_over_every_argument(arguments: list[str], value: str) -> None:
     cluster = KubernetesCluster(image="image", env=[f"LIST={value}"])
-    *_, job = yaml.safe_load_all(kubernetes_manifest("name", arguments, cluster))
+    *_, job = yaml.safe_load_all(kubernetes_manifest("name", arguments, CODE, cluster))
     (container,) = job["spec"]["template"]["spec"]["containers"]
     assert [expanded(one) for one in container["args"]] == arguments
     told = {pair["name"]: pair["value"] for pair in container["env"]}
@@ -71,7 +89,7 @@ def test_a_manifest_hands_over_every_argument(arguments: list[str], value: str) 
 @pytest.mark.parametrize("text", ["$(LDM_JOB)", "$$(LDM_JOB)", "a $$ b", "$", "$$$(LDM_JOB)$"])
 def test_no_variable_is_put_into_a_manifest(text: str) -> None:
     cluster = KubernetesCluster(image="image", env=[f"LIST={text}"])
-    *_, job = yaml.safe_load_all(kubernetes_manifest("name", [text], cluster))
+    *_, job = yaml.safe_load_all(kubernetes_manifest("name", [text], CODE, cluster))
     (container,) = job["spec"]["template"]["spec"]["containers"]
     assert expanded(container["args"][0]) == text
     assert text in [expanded(pair["value"]) for pair in container["env"]]

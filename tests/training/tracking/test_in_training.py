@@ -10,6 +10,7 @@ from conf.errors import RunError
 from tests.helpers.latents import checkpoint_of, train_small, write_latents
 from tests.helpers.wandb_file import read_history, read_records, read_run_ids
 from training.spread import BINS, histogram
+from training.tracking.code import code_state
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 OFTEN = (
@@ -26,7 +27,10 @@ def alerts(run: Path) -> list[str]:
     return [x.alert.title for x in records if x.WhichOneof("record_type") == "alert"]
 
 
-def test_a_run_tells_where_it_came_from_and_goes_on_in_its_wandb_run(tmp_path: Path) -> None:
+def test_a_run_tells_where_it_came_from_and_goes_on_in_its_wandb_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LDM_IMAGE", "registry/ldm@sha256:12")
     manifest = write_latents(tmp_path / "latents")
     run = tmp_path / "run"
     train_small(tmp_path / "latents", run, *OFTEN, "train.samples=16")
@@ -45,6 +49,8 @@ def test_a_run_tells_where_it_came_from_and_goes_on_in_its_wandb_run(tmp_path: P
     starts = json.loads((run / "lineage.json").read_text())
     assert [start["samples_seen"] for start in starts] == [0, 16]
     assert starts[0]["data"][0]["fingerprint"] == manifest.fingerprint
+    assert starts[0]["image"] == "registry/ldm@sha256:12"
+    assert starts[0]["code"]["files"] == code_state().files
     assert alerts(run) == ["finished", "finished"]
 
 
