@@ -14,7 +14,6 @@ from data.storage import Prefix, open_prefix
 from launch.charts import bins_chart, loss_chart, picture, rate_chart
 from launch.findings import Findings, Samples, collect
 from launch.html import TEMPLATE, png, table
-from launch.sweep.page import report_sweep
 from launch.sweep.plan import objective_in
 from training.evaluate import describe
 from training.tracking.wandb_run import start_wandb, wandb_image, wandb_key
@@ -31,6 +30,8 @@ def report(config: ReportCommand) -> None:
     """
     out = open_prefix(config.run, "run")
     if objective := objective_in(out):
+        from launch.sweep.page import report_sweep  # Optuna takes a second that a run needs not
+
         report_sweep(out, objective, config.tracking)
         return
     findings = collect(out)
