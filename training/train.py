@@ -73,11 +73,14 @@ def train(config: TrainingConfigs, task: Task) -> None:
         peak = device_peak(engine.device, config.engine.precision)
         if world.main:
             _say_start(config, task, engine, sum(sizes), checkpoint, peak)
+        heart.again()  # each part of a start may take the whole limit
         tracker = _tracker(config, task, out, checkpoint, world.main)
         closing.callback(tracker.close)
         closing.push(lambda _, error, __: _call(tracker, task.command, error))
+        heart.again()
         if checkpoint:
             restore_optimizer(engine, checkpoint)
+        heart.again()
         averages = Averages(engine, config.train, checkpoint)
         use = Use(task.losses, shapes, engine.total(peak.flops))
         saver = Saver(out, engine, _keep(config), checkpoint.val_loss if checkpoint else None)
