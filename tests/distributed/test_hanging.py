@@ -118,7 +118,7 @@ def test_a_stopped_rank_is_named_by_the_others_and_ended(latents: Path, tmp_path
     lines = [line for line in ended.output.splitlines() if line.startswith("ldm: ")]
     assert len(lines) == 1, ended.output
     assert f"rank 1 ({socket.gethostname()}) has given no sign of life since step" in lines[0]
-    assert re.search(r", at \w+ \(\w+/\w+\.py:\d+\) < ", lines[0])
+    assert re.search(r", at (\w+|<\w+>) \(\w+/\w+\.py:\d+\) < ", lines[0])
 
 
 def test_a_rank_whose_peers_meeting_place_is_gone_says_so(latents: Path, tmp_path: Path) -> None:
