@@ -16,12 +16,12 @@ from conf.clusters import (
 )
 from conf.errors import UserError
 from conf.groups import ClusterConfig
+from conf.secrets import holds_secret, is_secret_name
 
 KINDS = ("local", "slurm", "kubernetes", "skypilot")
 NAME = re.compile(r"[a-z]([-a-z0-9]{0,48}[a-z0-9])?")
 ENV = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
 LONGEST_LABEL = 63  # of a name in DNS
-SECRET = re.compile(r"SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY", re.IGNORECASE)
 # Neither sbatch nor a shell, nor the splitting of lists and pairs, takes any of these as special.
 PLAIN = re.compile(r"[A-Za-z0-9_.,:/@%+=&|()\[\]*-]+")
 PLAIN_SETTINGS = (
@@ -60,6 +60,10 @@ def check_cluster(config: Any, cluster: ClusterConfig, spread: bool) -> None:
         for flag in cluster.flags:
             if not flag.startswith("--"):
                 raise UserError(f"cluster.flags={flag}", "is no flag", "write it as --NAME=VALUE")
+            if holds_secret(flag):
+                name = f"cluster.flags={flag.partition('=')[0]}=..."
+                wrong = "looks like a secret, which would be readable in the job"
+                raise UserError(name, wrong, "export it before you submit")
         if cluster.workers > 1 and not hasattr(config, "sweep"):
             wrong = "share the trials of a sweep, and this is none"
             raise UserError(f"cluster.workers={cluster.workers}", wrong, "leave it out")
@@ -88,9 +92,10 @@ def _remote(cluster: RemoteCluster) -> None:
         )
     for text in cluster.env:
         if not ENV.match(text):
-            raise UserError(f"cluster.env={text!r}", "is no variable", "write it as NAME=VALUE")
-        name = text.partition("=")[0]
-        if SECRET.search(name):
+            where = f"cluster.env={_without_value(text)}"
+            raise UserError(where, "is no variable", "write it as NAME=VALUE")
+        name, _, value = text.partition("=")
+        if is_secret_name(name) or holds_secret(value):
             raise UserError(
                 f"cluster.env={name}=...",
                 "looks like a secret, which would be readable in the job",

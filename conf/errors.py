@@ -1,11 +1,6 @@
 """The exceptions that the command line prints as one line."""
 
-import re
-
-
-def without_credentials(text: str) -> str:
-    """A text in which URLs have no user and password."""
-    return re.sub(r"(?<=://)[^/\s@'\"]+@", "***@", text)
+from conf.secrets import without_credentials
 
 
 class UserError(Exception):

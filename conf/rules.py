@@ -26,6 +26,7 @@ from conf.schema import (
     TrainCommand,
     VerifyCommand,
 )
+from conf.secrets import has_credentials
 from conf.training_rules import check_training
 
 MAY_BE_EMPTY = ("attention_levels", "sizes", "ema_lengths")
@@ -38,7 +39,7 @@ def check(config: Any) -> None:
         UserError: The first rule that does not hold.
     """
     _bounds(config)
-    _no_credentials(config)
+    refuse_credentials(config)
     _classes(getattr(config, "text_encoder", None))
     if cluster := getattr(config, "cluster", None):
         check_cluster(config, cluster, not isinstance(config, SampleCommand | EvaluateCommand))
@@ -263,17 +264,20 @@ def _prompts(prompts: Any) -> None:
         )
 
 
-def _no_credentials(config: Any, prefix: str = "") -> None:
-    """Refuse URLs that hold a user, a password or a signature: settings are kept and shown."""
+def refuse_credentials(config: Any, prefix: str = "") -> None:
+    """Refuse URLs that hold a user, a password or a signature: settings are kept and shown.
+
+    Raises:
+        UserError: The first setting that does.
+    """
     for item in fields(config):
         name, value = f"{prefix}{item.name}", getattr(config, item.name)
-        if is_dataclass(value):
-            _no_credentials(value, f"{name}.")
-        for text in value if isinstance(value, list) else [value]:
-            found = re.match(r"([\w+.-]+)://", text) if isinstance(text, str) else None
-            if found and (re.match(r"[^/]*@", text[found.end() :]) or "X-Amz-" in text):
+        for one in value if isinstance(value, list) else [value]:
+            if is_dataclass(one):
+                refuse_credentials(one, f"{name}.")
+            elif isinstance(one, str) and has_credentials(one):
                 raise UserError(  # the URL is not repeated here
-                    f"{name}={found[0]}...",
+                    f"{name}={one.partition('://')[0]}://...",
                     "holds credentials, which would be kept with the run",
                     "give them in the environment (AWS_ACCESS_KEY_ID and so on)",
                 )

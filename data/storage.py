@@ -22,6 +22,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from conf.errors import RunError, UserError
+from conf.secrets import has_credentials
 from data.local_files import bytes_in, whole_file
 from data.ranged import ranged_file
 from data.retry import Patience, ShortBody, is_answer, persist, reason_of
@@ -361,7 +362,7 @@ def open_prefix(url: str, setting: str) -> Prefix:
             "is not a URL that can be opened",
             f"use a path or one of {', '.join(SCHEMES)}",
         )
-    if "@" in url.partition("://")[2].partition("/")[0] or "X-Amz-" in url:
+    if has_credentials(url):
         raise UserError(  # the URL is not repeated here
             f"{setting}={scheme}://...",
             "holds credentials, which would be kept with the run",

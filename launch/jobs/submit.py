@@ -17,6 +17,7 @@ from conf.compose import compose_typed
 from conf.errors import UserError
 from conf.groups import ClusterConfig
 from conf.rules import check
+from conf.secrets import has_credentials
 from conf.space import Choices, parse_space
 from launch.jobs.kubernetes import JOBSETS, kubernetes_manifest
 from launch.jobs.skypilot import skypilot_task
@@ -46,6 +47,9 @@ def submit(command: str, overrides: list[str], cluster: RemoteCluster) -> int:
             "has a line break or another sign without a shape, which no job can carry",
             "leave it out; prompts can be given as a file",
         )
+    for one in (one for one in arguments if has_credentials(one)):  # of a sweep, any value
+        wrong = "holds credentials, which would be readable in the job"
+        raise UserError(f"{one.partition('=')[0]}=...", wrong, "give them in the environment")
     name = cluster.name or job_name(command, arguments)
     rendered, hand_over = _ways([command, *arguments], submitted_code(cluster), cluster, name)
     if cluster.render:

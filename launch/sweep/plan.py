@@ -12,7 +12,7 @@ from typing import Any
 from conf.compose import compose_typed, config_dict
 from conf.enums import SweepSampler
 from conf.errors import UserError
-from conf.rules import check
+from conf.rules import check, refuse_credentials
 from conf.schema import SweepEvaluateCommand, SweepTrainCommand
 from conf.space import Choices, Dimension, Interval, override, parse_space, quoted
 from data.claim import claimed
@@ -79,6 +79,7 @@ def read_plan(overrides: list[str], objective: Objective = TRAINING) -> SweepPla
     for changed, value in _alternatives(swept):
         others = [dim for dim in swept if dim.name != changed]
         other = compose_typed(command, [*fixed, *_first(others), f"{changed}={value}"])
+        refuse_credentials(other)  # trials are kept with their values
         if objective.measured(other) != objective.measured(told):
             raise UserError(
                 f"{changed}={value}",

@@ -25,6 +25,7 @@ from sqlalchemy.pool import NullPool
 
 from conf.enums import SweepPruner
 from conf.errors import UserError
+from conf.secrets import without_credentials
 from conf.sweeping import SweepTrainConfig
 from data.storage import Prefix
 from launch.sweep.plan import SweepPlan
@@ -180,6 +181,6 @@ def _name(out: Prefix) -> str:
 def _shown(url: str) -> str:
     """A database's URL without its password."""
     try:
-        return make_url(url).render_as_string(hide_password=True)
+        return without_credentials(make_url(url).render_as_string(hide_password=True))
     except SQLAlchemyError:
         return "..."

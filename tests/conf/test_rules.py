@@ -450,7 +450,15 @@ def test_settings_of_an_engine_are_refused_with_others(command, setting, taken):
 
 @pytest.mark.parametrize(
     "url",
-    ["s3://key:canary@bucket/run", "https://me:canary@host/x", "s3://b/x?X-Amz-Signature=canary"],
+    [
+        "s3://key:canary@bucket/run",
+        "https://me:canary@host/x",
+        "s3://b/x?X-Amz-Signature=canary",
+        "https://host/x?X-Goog-Signature=canary",
+        "https://host/x?sv=2024&sig=canary",
+        "postgresql:///db?host=h&user=me&password=canary",
+        "simplecache::https://me:canary@host/x",
+    ],
 )
 def test_a_url_with_credentials_is_refused_and_not_repeated(url):
     for values in ({"out": url}, {"data__url": url}, {"data__also": ["s3://bucket/x", url]}):

@@ -8,21 +8,20 @@ import base64
 import hashlib
 import json
 import os
-import re
 import subprocess
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from conf.errors import RunError, without_credentials
+from conf.errors import RunError
+from conf.secrets import is_secret_name, without_credentials
 
 ROOT = Path(__file__).parents[2]
 ROOMS = ("conf", "data", "training", "launch")
 SUFFIXES = (".py", ".yaml")  # what an installation brings along
 CODE, IMAGE = "LDM_CODE", "LDM_IMAGE"  # of a job: its submitter's code, the image that it runs in
 SECONDS = 10.0  # that git may take: a checkout may lie on a slow disk
-SECRET_NAMES = re.compile(r"KEY|SECRET|TOKEN|PASSW|CREDENTIAL|JWT", re.IGNORECASE)
 SHORTEST_SECRET = 8
 MASK = "***"
 
@@ -89,7 +88,7 @@ def unpacked(text: str) -> CodeState:
 def masked(text: str, environment: Mapping[str, str]) -> str:
     """A text without what is secret in the environment, and without passwords of URLs."""
     for name, value in environment.items():
-        if SECRET_NAMES.search(name) and len(value) >= SHORTEST_SECRET:
+        if is_secret_name(name) and len(value) >= SHORTEST_SECRET:
             text = text.replace(value, MASK)
     return without_credentials(text)
 

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from conf.enums import TrackingKind
 from conf.errors import UserError
 from conf.groups import TrackingConfig
+from conf.secrets import is_secret_name
 from data.say import say
 from data.storage import Prefix
-from training.tracking.code import SECRET_NAMES
 from training.tracking.sink import Histogram, Saved
 
 WANDB_ID = "wandb_id"
@@ -83,7 +83,7 @@ def _quietly() -> None:
     os.environ.setdefault("WANDB_SILENT", "true")
     # W&B keeps all of Slurm's variables with a run, SLURM_JWT with them, which grants access.
     for name in [name for name in os.environ if name.startswith("SLURM_")]:
-        if SECRET_NAMES.search(name):
+        if is_secret_name(name):
             del os.environ[name]
     # A service inherited from a parent outlives a killed run and refuses to take it up again.
     os.environ.pop(WANDB_SERVICE, None)
