@@ -1,4 +1,4 @@
-"""The exceptions that the command line prints as one line."""
+"""The exceptions that the command line prints as one line, and the exit codes that they mean."""
 
 from conf.secrets import without_credentials
 
@@ -12,6 +12,8 @@ class UserError(Exception):
         remedy: What would be right.
     """
 
+    exit_code = 2
+
     def __init__(self, setting: str, wrong: str, remedy: str) -> None:
         self.setting, self.wrong, self.remedy = setting, wrong, remedy
         super().__init__(setting, wrong, remedy)  # all of them, so that it can be pickled
@@ -23,6 +25,14 @@ class UserError(Exception):
 class RunError(Exception):
     """Right settings, yet the work cannot go on; says what happened and what to do. Exit code 1."""
 
+    exit_code = 1
+
+
+class Diverged(RunError):
+    """A training's numbers are not finite, and would not be in another try; exit code 3."""
+
+    exit_code = 3
+
 
 class Preempted(BaseException):
     """Told to stop, with everything saved that there was; exit code 75, for requeueing.
@@ -30,3 +40,5 @@ class Preempted(BaseException):
     Not an Exception, as KeyboardInterrupt is none: it may come from a signal at any place, and no
     library's `except Exception` shall hold it up.
     """
+
+    exit_code = 75

@@ -7,11 +7,12 @@ that break or end early, a store that is gone for minutes, saying so, and expire
 """
 
 import random
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import TypeVar
 
@@ -52,6 +53,7 @@ class _Here(threading.local):
 
 
 _here = _Here()
+FIRST_CONTACT = 20.0  # seconds for the first answer of a store, where somebody watches
 SLICE = 0.2  # seconds; two events cannot be waited for at once
 
 _speaking = threading.Lock()
@@ -97,6 +99,17 @@ class Patience:
     stop: threading.Event = field(default_factory=threading.Event, compare=False)
 
 
+def at_first(patience: Patience) -> Patience:
+    """How a store is waited for that has never answered this process.
+
+    Where somebody watches it has rather a wrong address, which is soon mended. A job or a trial is
+    also started while a store that it knows is away, and nobody would start it again.
+    """
+    if not sys.stderr.isatty():
+        return patience
+    return replace(patience, limit=min(patience.limit, FIRST_CONTACT))
+
+
 def backoff(attempt: int, chance: float, patience: Patience) -> float:
     """Seconds to wait after a fault: exponential, capped, with full jitter.
 
@@ -123,6 +136,11 @@ def fault_of(error: BaseException) -> Fault:
         names = {kind.__name__ for kind in type(error).__mro__}
         passing = bool(names & PASSING_ERRORS) and not names & LASTING_ERRORS
     return Fault.PASSING if passing else Fault.LASTING
+
+
+def has_expired(error: BaseException) -> bool:
+    """Whether a store has said that the credentials have expired."""
+    return _answer(error)[1] in EXPIRED_CODES
 
 
 def is_answer(error: BaseException) -> bool:

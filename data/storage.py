@@ -25,7 +25,7 @@ from conf.errors import RunError, UserError
 from conf.secrets import has_credentials
 from data.local_files import bytes_in, whole_file
 from data.ranged import ranged_file
-from data.retry import Patience, ShortBody, is_answer, persist, reason_of
+from data.retry import Patience, ShortBody, at_first, has_expired, is_answer, persist, reason_of
 from data.s3 import Replaced, create, error_code, renewal, s3_options, without_own_loop
 
 T = TypeVar("T")
@@ -33,8 +33,6 @@ T = TypeVar("T")
 SCHEMES = ("file", "s3", "gs", "hf", "memory", "http", "https")
 PIECE = 8 * 2**20  # bytes; larger files are read in pieces of this size
 PIECES_AT_ONCE = 12  # at 93 MB/s a connection a gigabyte a second
-# Seconds for the first answer of a store: one that never answered has rather a wrong address.
-FIRST_CONTACT = 20.0
 _answered: set[Any] = set()
 
 
@@ -275,18 +273,17 @@ class Prefix:
             # The clients of other stores renew their tokens by themselves.
             renew = renewal(self.fs) if self._s3 else lambda: None
             where = f"{self.setting}={self.url}"
-            known = self._store in _answered
-            patience = self.patience
-            if not known:
-                patience = replace(patience, limit=min(patience.limit, FIRST_CONTACT))
+            patience = self.patience if self._store in _answered else at_first(self.patience)
             try:
                 return persist(lambda: self._noting_answers(attempt), renew, where, patience)
             except RunError as error:
                 if self._store in _answered:
                     raise
-                wrong = f"does not answer ({reason_of(error.__cause__ or error)})"
-                remedy = "check the address, the endpoint and that it runs"
-                raise UserError(where, wrong, remedy) from error
+                # A wrong address and a store that is away look alike, and the latter passes.
+                raise RunError(
+                    f"{where}: does not answer ({reason_of(error.__cause__ or error)}); check the "
+                    "address, the endpoint and that it runs, then run again"
+                ) from error
 
     def _noting_answers(self, attempt: Callable[[], T]) -> T:
         """Run an attempt, and remember a store that answers it, if only with a fault."""
@@ -322,7 +319,7 @@ class Prefix:
 
     @contextlib.contextmanager
     def errors(self, action: str) -> Iterator[None]:
-        """Turn what only the user can mend (rights, room, credentials, host) into a UserError."""
+        """Turn what only people can mend (rights, room, credentials, host) into one line."""
         try:
             yield
         except (FileNotFoundError, FileExistsError) as error:
@@ -336,12 +333,14 @@ class Prefix:
                 raise self._refusal(action, error) from error
             raise
 
-    def _refusal(self, action: str, error: Exception) -> UserError:
-        remedy = "check the URL, its permissions and your credentials"
+    def _refusal(self, action: str, error: Exception) -> UserError | RunError:
+        where, wrong = f"{self.setting}={self.url}", f"cannot be {action} ({reason_of(error)})"
+        # What another start may find mended, with the same settings.
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            remedy = "make room or choose another place"
-        wrong = f"cannot be {action} ({reason_of(error)})"
-        return UserError(f"{self.setting}={self.url}", wrong, remedy)
+            return RunError(f"{where}: {wrong}; make room or choose another place, then run again")
+        if has_expired(error):
+            return RunError(f"{where}: {wrong}; renew your credentials, then run again")
+        return UserError(where, wrong, "check the URL, its permissions and your credentials")
 
 
 def open_prefix(url: str, setting: str) -> Prefix:

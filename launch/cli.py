@@ -16,7 +16,7 @@ from conf.errors import Preempted, RunError, UserError
 from conf.schema import COMMANDS
 from data.last_words import leave_last_words, rank_errors
 from launch.jobs.node import in_job, this_node
-from launch.local import PREEMPTED_EXIT_CODE, die_with_parent, is_rank, run_ranks
+from launch.local import die_with_parent, is_rank, run_ranks
 
 # Loaded when they are needed: most of them import torch, which takes seconds.
 HANDLERS = {
@@ -59,23 +59,19 @@ def run(arguments: list[str]) -> int:
     """Run a command line.
 
     Returns:
-        Exit code: 0 done, 1 failed, 2 a mistake in the command line, 75 stopped by a scheduler with
-        everything saved, 130 interrupted.
+        Exit code: 0 done, 1 failed, 2 a mistake in the command line, 3 a training that diverged,
+        75 stopped by a scheduler with everything saved, 130 interrupted.
     """
     die_with_parent()
     try:
         return _dispatch(arguments)
-    except UserError as error:
-        return _complain(str(error), 2)
+    except (UserError, RunError, Preempted) as ended:
+        return _complain(str(ended), ended.exit_code)
     except KeyboardInterrupt:
         return _complain("interrupted; the same command goes on from there", INTERRUPTED_EXIT_CODE)
-    except Preempted as stopped:
-        return _complain(str(stopped), PREEMPTED_EXIT_CODE)
-    except RunError as error:
-        return _complain(str(error), 1)
     except Exception:
         if rank_errors():  # a peer has said why it left, and this rank only lost it
-            return 1
+            return RunError.exit_code
         raise
 
 

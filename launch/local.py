@@ -4,14 +4,14 @@ import os
 import sys
 from typing import Any
 
-from conf.errors import UserError
+from conf.errors import Preempted, UserError
 from conf.groups import ClusterConfig
 from data.last_words import RANK_ERRORS, RankError, rank_errors
 from data.process import die_with
 from launch.jobs.node import Node
 
 PARENT = "LDM_PARENT_PID"
-PREEMPTED_EXIT_CODE = 75
+PREEMPTED_EXIT_CODE = Preempted.exit_code
 # Those that a rank answers with a checkpoint; any other ends launcher and ranks at once.
 PASSED_ON = "SIGTERM,SIGINT,SIGUSR1"
 SECONDS_TO_SAVE = 900

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from conf.enums import OnNonfinite
-from conf.errors import RunError
+from conf.errors import Diverged, RunError
 from conf.training import GuardsConfig
 from data.corpus import Corpus
 from data.say import say
@@ -171,7 +171,7 @@ class Guards:
         if self._config.nonfinite is OnNonfinite.skip and before < self._config.max_skipped:
             return skipped
         gave_up = f", as {before} before it" if before else ""
-        raise RunError(
+        raise Diverged(
             f"the loss is {means['loss']}, its gradient's norm {means['grad_norm']} after "
             f"{progress.samples_seen:,} samples{gave_up}; the weights are as they were before; "
             f"look at {self._out.url}/{self._name(progress)}, then lower optimizer.lr or set "

@@ -5,10 +5,10 @@ from typing import Any
 import yaml
 
 from conf.clusters import JOBSET_PART, KubernetesCluster
+from conf.errors import UserError
 from launch.jobs.pod import pod
 from launch.local import PREEMPTED_EXIT_CODE
 
-USER_MISTAKE_EXIT_CODE = 2
 LABEL = "app.kubernetes.io/name"
 JOBSETS = "jobset.x-k8s.io"
 
@@ -120,7 +120,7 @@ def _indexed(
             "rules": [
                 {
                     "action": "FailJob",  # another start would find the same mistake
-                    "onExitCodes": {**exits, "values": [USER_MISTAKE_EXIT_CODE]},
+                    "onExitCodes": {**exits, "values": [UserError.exit_code]},
                 },
                 {
                     "action": "Ignore",  # saved; started again, and no failure

@@ -7,9 +7,10 @@ import sys
 import time
 from pathlib import Path
 
+from conf.errors import Diverged, Preempted
 from conf.schema import SweepEvaluateCommand, SweepTrainCommand
 from data.process import usable_cores
-from launch.local import PARENT, PREEMPTED_EXIT_CODE
+from launch.local import PARENT
 from launch.sweep.gpus import VISIBLE
 from launch.sweep.record import Outcome
 
@@ -63,32 +64,35 @@ def threads_of(config: SweepTrainCommand | SweepEvaluateCommand) -> int:
     return max(1, usable_cores() // (config.sweep.parallel * config.cluster.processes))
 
 
-def outcome_of(code: int, pruned: bool, diverged: bool, may_retry: bool) -> Outcome | None:
+def outcome_of(
+    code: int, pruned: bool, not_finite: bool, refused: bool, may_retry: bool
+) -> Outcome | None:
     """What an attempt that ended came to.
 
     Args:
         code: Its exit code.
         pruned: Whether it was ended because it did badly.
-        diverged: Whether a loss was not finite.
+        not_finite: Whether a figure was not finite.
+        refused: Whether its settings can be composed on no machine.
         may_retry: Whether it may go on after a failure.
 
     Returns:
         The trial's outcome, or None if it shall go on.
     """
-    if diverged:  # the same samples and noise would lead there again
+    if not_finite or code == Diverged.exit_code:  # the same samples would lead there again
         return Outcome.diverged
     if code == 0:
         return Outcome.complete
     if pruned:
         return Outcome.pruned
-    if code == 2:  # settings that cannot go together stay so
+    if refused:  # settings that cannot go together stay so
         return Outcome.refused
     return None if may_retry else Outcome.failed
 
 
 def failure_line(code: int, log: Path) -> str:
     """An exit code, and what the process said last if it said why."""
-    if code == PREEMPTED_EXIT_CODE:
+    if code == Preempted.exit_code:
         return "preempted"
     lines = log.read_text(errors="replace").splitlines()
     said = [line.removeprefix(SAID) for line in lines if line.startswith(SAID)]

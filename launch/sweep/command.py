@@ -12,6 +12,7 @@ from typing import Any
 
 from optuna.trial import TrialState
 
+from conf.compose import compose_config
 from conf.errors import Preempted, RunError, UserError
 from data.claim import claim
 from data.say import say
@@ -30,10 +31,12 @@ from launch.sweep.record import (
     read_trials,
     write_trial,
 )
-from launch.sweep.study import Held, Table
+from launch.sweep.study import DatabaseAway, Held, Table
 from training.stop import stop_flag
 
 POLL_SECONDS = 0.1
+PAUSE_SECONDS = 1.0  # between two looks at a database that does not answer
+SECONDS_WITHOUT_DATABASE = 600.0  # after which trials save and end
 FAILURES = "failures"
 # A diverged trial is a bad one, and Optuna learns from pruned ones, not from failed ones.
 STATES = {
@@ -77,7 +80,10 @@ def sweep(overrides: list[str], objective: Objective) -> None:
     say(f"sweep: {plan.trials} trials of {', '.join(dim.name for dim in plan.dimensions)}")
     with contextlib.closing(worker.table):
         worker.run()
-        _summarise(out, objective, worker.table.open_elsewhere())
+        elsewhere = 0
+        with contextlib.suppress(DatabaseAway):  # it is only told
+            elsewhere = worker.table.open_elsewhere()
+        _summarise(out, objective, elsewhere)
 
 
 @dataclass(slots=True)
@@ -126,20 +132,29 @@ class Worker:
 
         Raises:
             Preempted: Told to stop, and trials were running or left.
+            RunError: The database was waited for in vain.
         """
         with stop_flag(lambda: None) as stop:
             while True:
-                if not stop.requested:
-                    self._fill()
-                if not self.running:
+                ending = stop.requested or self.table.silent() > SECONDS_WITHOUT_DATABASE
+                if not ending:
+                    with contextlib.suppress(DatabaseAway):
+                        self._fill()
+                if not self.running and (ending or not self.table.silent()):
                     break
                 for one in list(self.running.values()):
-                    if stop.requested:
+                    if ending:
                         one.attempt.end()
-                    self._look(one, stop.requested)
-                time.sleep(POLL_SECONDS)
+                    with contextlib.suppress(DatabaseAway):
+                        self._look(one, ending)
+                time.sleep(PAUSE_SECONDS if self.table.silent() else POLL_SECONDS)
             if stop.requested:
                 raise Preempted("sweep stopped, trials saved; the same command goes on from there")
+            if ending:
+                raise RunError(
+                    f"{self.out.url}: waited {self.table.silent():.0f} s for the sweep's database, "
+                    "trials saved; the same command goes on from there"
+                )
 
     def _fill(self) -> None:
         while len(self.running) < self.plan.config.sweep.parallel:
@@ -170,27 +185,30 @@ class Worker:
     def _look(self, one: Running, stopping: bool) -> None:
         """Take in what a trial has measured, end it if it does badly, and see whether it ended."""
         code = one.attempt.poll()  # before its metrics: what a dead process has written is all
-        diverged = self._measure(one)
-        if code is None:
-            if diverged:
-                one.attempt.end()
-            return
-        if stopping and code != 0:
+        # Whoever takes it up again tells of its end.
+        if stopping and code is not None and (code != 0 or self.table.silent()):
             self._let_go(one)
             return
-        diverged = diverged or (code == 1 and self._left_a_report(one))
+        not_finite = self._measure(one)
+        if code is None:
+            if not_finite:
+                one.attempt.end()
+            return
         failed = failure_line(code, self._log(one.number)) if code and not one.pruned else None
         retries = self.plan.config.sweep.retries
-        outcome = outcome_of(code, one.pruned, diverged, len(one.failures) < retries)
+        refused = code == UserError.exit_code and not self._can_be_composed(one)
+        may_retry = len(one.failures) < retries
+        outcome = outcome_of(code, one.pruned, not_finite, refused, may_retry)
+        failures = [*one.failures, *([failed] if failed else [])]
         if failed:
-            one.failures.append(failed)
-            one.held.trial.set_user_attr(FAILURES, one.failures)
+            self.table.note(one.held, FAILURES, failures)
         if outcome is None:
             say(f"trial {folder_of(one.number)}: {failed}; it goes on")
+            one.failures = failures
             one.before += one.attempt.seconds()
             one.attempt = self._attempt(one.number, one.place, one.overrides)
             return
-        self._tell(one, outcome)
+        self._tell(one, outcome, failures)
 
     def _measure(self, one: Running) -> bool:
         """Take in what a trial has measured, if it has written since, and end it if it does badly.
@@ -201,8 +219,8 @@ class Worker:
         file = self.local / folder_of(one.number) / self.objective.file
         written = file.stat().st_mtime_ns if file.exists() else 0
         if written != one.read:
-            one.read = written
             self._report(one)
+            one.read = written
         return not all(math.isfinite(figure.value) for figure in one.figures.values())
 
     def _report(self, one: Running) -> None:
@@ -210,29 +228,26 @@ class Worker:
         every = self.objective.every(self.plan.config)
         figures = self.objective.read(self._run(one))
         one.figures = {-(-figure.seen // every): figure for figure in figures}
-        told = one.held.trial.study.get_trials(deepcopy=False)[one.number].intermediate_values
-        for step, figure in one.figures.items():
-            if math.isfinite(figure.value) and step not in told:
-                one.held.trial.report(figure.value, step)
-        if one.figures and not one.pruned and one.held.trial.should_prune():
+        values = {step: told.value for step, told in one.figures.items()}
+        values = {step: value for step, value in values.items() if math.isfinite(value)}
+        if self.table.measured(one.held, values) and not one.pruned:
             one.pruned = True
             one.attempt.end()
 
-    def _tell(self, one: Running, outcome: Outcome) -> None:
+    def _tell(self, one: Running, outcome: Outcome, failures: list[str]) -> None:
         last = next(reversed(one.figures.values()), None)
         last = last if last is not None and math.isfinite(last.value) else None
         if outcome is Outcome.complete and last is None:
-            one.failures.append(f"it measured no {self.objective.name}")
+            failures = [*failures, f"it measured no {self.objective.name}"]
             outcome = Outcome.failed
         loss, error = (None, None) if last is None else (last.value, last.error)
         value = loss if outcome is Outcome.complete else None
         seconds = one.before + one.attempt.seconds()
-        failures = list(one.failures)
         told = Trial(one.number, one.values, one.overrides, outcome, loss, seconds, failures, error)
         write_trial(self.out, told)  # first: who takes up a sweep finds it or makes it again
-        one.held.trial.study.tell(one.held.trial, value, STATES[outcome])
+        self.table.tell(one.held, value, STATES[outcome])
         shown = "" if loss is None else f", {self.objective.name} {told.figure}"
-        why = f" ({one.failures[-1]})" if one.failures and outcome is not Outcome.complete else ""
+        why = f" ({failures[-1]})" if failures and outcome is not Outcome.complete else ""
         say(f"trial {folder_of(one.number)}: {outcome.value}{shown} in {seconds:,.0f} s{why}")
         self._let_go(one)
 
@@ -240,9 +255,13 @@ class Worker:
         del self.running[one.number]
         one.held.lock.close()
 
-    def _left_a_report(self, one: Running) -> bool:
-        """Whether training has said that a loss or gradient was not finite."""
-        return any(name.startswith("nonfinite-") for name in self._run(one).names())
+    def _can_be_composed(self, one: Running) -> bool:
+        """Whether its settings go together; else what it was refused for may pass by itself."""
+        try:
+            compose_config(self.objective.command, one.overrides)
+        except UserError:
+            return False
+        return True
 
     def _run(self, one: Running) -> Prefix:
         return self.out / folder_of(one.number)

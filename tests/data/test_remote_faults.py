@@ -122,7 +122,7 @@ def test_an_object_that_is_always_short_is_not_waited_for(proxy, prefix, fault):
 def test_credentials_that_stay_expired_are_an_error_soon(proxy, prefix, cache):
     proxy.expired_keys = {os.environ["AWS_ACCESS_KEY_ID"]}
     for use in (lambda: read_spans(prefix, SPANS[:1]), lambda: open_shard(cache, prefix)):
-        with pytest.raises(UserError, match=r"token has expired.*your credentials"):
+        with pytest.raises(RunError, match=r"token has expired.*your credentials"):
             use()
     assert [path.name for path in cache.folder.iterdir()] == ["lock"]
 
@@ -132,7 +132,7 @@ def test_credentials_that_were_renewed_are_read_again(proxy, prefix, cache, monk
     proxy.expired_keys = {"old"}
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "old")
     prefix.fs.connect(refresh=True)
-    with pytest.raises(UserError, match="token has expired"):
+    with pytest.raises(RunError, match="token has expired"):
         read_spans(prefix, SPANS[:1])
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", renewed)
     proxy.done.clear()

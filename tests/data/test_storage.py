@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 from s3fs import S3FileSystem
 
-from conf.errors import UserError
+from conf.errors import RunError, UserError
 from data import ranged, storage
 from data.storage import SCHEMES, open_prefix
 from tests.helpers.datasets import files_of
@@ -180,10 +180,9 @@ def _refused(use, *args):
 
 def test_a_full_disk_is_said_to_be_full(local, monkeypatch):
     _break_at_the_end(monkeypatch, OSError(errno.ENOSPC, "No space left on device"))
-    error = _refused(local.write, "a", b"1")
-    assert error.setting == f"out={local.url}"
-    assert "No space left" in error.wrong
-    assert "make room" in error.remedy
+    with pytest.raises(RunError, match=r"No space left on device.*make room") as caught:
+        local.write("a", b"1")
+    assert str(caught.value).startswith(f"out={local.url}: ")
 
 
 def test_too_little_room_is_found_before_the_work(local):

@@ -3,16 +3,20 @@
 import json
 import os
 import signal
+import time
 from contextlib import ExitStack
 from pathlib import Path
+from threading import Event, Thread
 
 import psutil
 import pytest
 
 from conf.compose import compose_config
-from conf.errors import UserError
+from conf.errors import RunError, UserError
 from data.storage import open_prefix
 from launch.report import report
+from launch.sweep import command as sweeping
+from launch.sweep import study
 from launch.sweep.command import sweep_trainings
 from launch.sweep.record import Outcome, Trial, ranked, read_trials
 from tests.helpers.commands import ldm, running_ldm, wait_for_end, wait_until
@@ -140,6 +144,39 @@ def test_a_killed_trial_goes_on_and_a_stopped_sweep_repeats_nothing(
     assert (trial.outcome, trial.failures) == (Outcome.complete, ["signal 9"])
     assert starts(out, 0) == 3
     assert f"from {stopped:,} samples" in (out / "trials/000.log").read_text()
+
+
+def test_a_database_is_waited_for_and_when_it_stays_away_trials_save_and_the_sweep_ends(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, told = tmp_path / "sweep", Event()
+    monkeypatch.setattr(sweeping, "SECONDS_WITHOUT_DATABASE", 3.0)
+    monkeypatch.setattr(sweeping, "PAUSE_SECONDS", 0.1)
+    database, away, said = out / "study.db", out / "away", []
+    monkeypatch.setattr(study, "say", lambda line: (said.append(line), told.set()))
+
+    def hide() -> None:
+        while not (out / "000/latest").exists():
+            time.sleep(0.02)
+        database.rename(away)
+        database.mkdir()
+        told.wait()
+        told.clear()
+        database.rmdir()
+        away.rename(database)
+        told.wait()
+        database.rename(away)
+        database.mkdir()
+
+    hiding = Thread(target=hide, daemon=True)
+    hiding.start()
+    with pytest.raises(RunError, match="for the sweep's database, trials saved"):
+        sweep_trainings(
+            sweep_command(data, out, "optimizer.lr=choice(1e-3)", "train.samples=100000")[2:]
+        )
+    hiding.join()
+    assert ["answers again" in line for line in said] == [False, True, False]
+    assert "checkpoint saved" in (out / "trials/000.log").read_text()
 
 
 def test_trials_that_do_badly_are_recorded_and_end_nothing(data: Path, tmp_path: Path) -> None:

@@ -8,12 +8,12 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from conf.errors import UserError
+from conf.errors import RunError, UserError
 from data.storage import open_prefix
 from launch.sweep.attempt import outcome_of
 from launch.sweep.plan import SweepPlan, read_plan
 from launch.sweep.record import Outcome
-from launch.sweep.study import Table, build_pruner
+from launch.sweep.study import DatabaseAway, Table, build_pruner
 
 BASE = ("data.url=a", "validation.url=v", "out=/sweeps/x", "train.samples=100")
 
@@ -70,17 +70,64 @@ def test_workers_share_trials_and_take_up_what_was_left(
         table.close()
 
 
-def test_a_database_that_cannot_be_opened_is_named_without_its_password(tmp_path: Path) -> None:
-    for url in (
-        "nonsense",
-        "sqlite:////no/such/folder/a.db",
-        "postgresql://me:secret@localhost:1/a",
-    ):
-        with pytest.raises(UserError) as caught:
-            table_at(tmp_path, plan_of("optimizer.lr=1e-4,3e-4", f"sweep.storage='{url}'"))
-        assert caught.value.setting.startswith("sweep.storage=")
-        assert "secret" not in str(caught.value)
-        assert "\n" not in str(caught.value)
+@pytest.mark.parametrize(
+    ("url", "error"),
+    [
+        ("nonsense", UserError),
+        ("sqlite:////no/such/folder/a.db", UserError),
+        ("postgresql://localhost:1/a", RunError),  # it may be away, and come back
+    ],
+)
+def test_a_database_that_cannot_be_opened_is_named(
+    url: str, error: type[Exception], tmp_path: Path
+) -> None:
+    with pytest.raises(error, match=r"^sweep\.storage=") as caught:
+        table_at(tmp_path, plan_of("optimizer.lr=1e-4,3e-4", f"sweep.storage='{url}'"))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("storage", ["sqlite", "postgresql"])
+def test_a_database_that_is_away_is_asked_again(
+    storage: str,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Away are a file that is not there, and a server whose socket is not."""
+    url = f"sqlite:///{tmp_path}/a.db" if storage == "sqlite" else request.getfixturevalue(storage)
+    place = Path(url.rpartition("host=")[2]) if storage == "postgresql" else tmp_path / "a.db"
+    table = table_at(tmp_path, plan_of("optimizer.lr=1e-4,3e-4", f"sweep.storage='{url}'"))
+    held = table.take()
+    assert held
+    hidden = place.with_name("hidden")
+    place.rename(hidden)
+    place.mkdir()
+    asked = (
+        table.take,
+        lambda: table.measured(held, {1: 0.5}),
+        lambda: table.note(held, "failures", ["one"]),
+        lambda: table.tell(held, 0.5, TrialState.COMPLETE),
+        table.open_elsewhere,
+    )
+    for ask in asked:
+        with pytest.raises(DatabaseAway):
+            ask()
+    assert table.silent() > 0
+    place.rmdir()
+    hidden.rename(place)
+    second = table.take()
+    assert second and second.trial.number == 1
+    assert table.silent() == 0
+    assert not table.measured(held, {1: 0.5})
+    for _ in range(2):  # an answer may be lost
+        table.tell(held, 0.5, TrialState.COMPLETE)
+    assert [one.value for one in table.study.trials] == [0.5, None]
+    said = capsys.readouterr().out
+    assert said.count("does not answer") == said.count("answers again") == 1
+    for one in (held, second):
+        one.lock.close()
+    table.close()
 
 
 @pytest.mark.parametrize(("pruner", "pruned"), [("none", []), ("median", [2]), ("halving", [1, 2])])
@@ -102,22 +149,29 @@ def test_a_pruner_ends_what_does_badly(pruner: str, pruned: list[int]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "pruned", "diverged", "may_retry", "outcome"),
+    ("code", "pruned", "not_finite", "refused", "may_retry", "outcome"),
     [
-        (0, False, False, True, Outcome.complete),
-        (0, True, False, True, Outcome.complete),
-        (75, True, False, True, Outcome.pruned),
-        (75, False, False, True, None),
-        (75, False, False, False, Outcome.failed),
-        (1, False, True, True, Outcome.diverged),
-        (75, False, True, True, Outcome.diverged),
-        (1, False, False, True, None),
-        (-9, False, False, True, None),
-        (-9, False, False, False, Outcome.failed),
-        (2, False, False, True, Outcome.refused),
+        (0, False, False, False, True, Outcome.complete),
+        (0, True, False, False, True, Outcome.complete),
+        (75, True, False, False, True, Outcome.pruned),
+        (75, False, False, False, True, None),
+        (75, False, False, False, False, Outcome.failed),
+        (75, False, True, False, True, Outcome.diverged),
+        (3, False, False, False, True, Outcome.diverged),
+        (1, False, False, False, True, None),
+        (-9, False, False, False, True, None),
+        (-9, False, False, False, False, Outcome.failed),
+        (2, False, False, True, True, Outcome.refused),
+        (2, False, False, False, True, None),  # of something that may be mended by then
+        (2, False, False, False, False, Outcome.failed),
     ],
 )
 def test_what_an_attempt_comes_to(
-    code: int, pruned: bool, diverged: bool, may_retry: bool, outcome: Outcome | None
+    code: int,
+    pruned: bool,
+    not_finite: bool,
+    refused: bool,
+    may_retry: bool,
+    outcome: Outcome | None,
 ) -> None:
-    assert outcome_of(code, pruned, diverged, may_retry) is outcome
+    assert outcome_of(code, pruned, not_finite, refused, may_retry) is outcome
