@@ -67,14 +67,14 @@ class Tracker:
         if not main:
             return
         self._files = RunFiles(out, samples_seen)
-        self._written = time.monotonic()
+        self._written, self._unwritten = time.monotonic(), False
         self._storage = Behind[None](METRICS, lambda: None, lambda _: None)
         if isinstance(config, MetricsConfig) and config.tensorboard:
             require_board()
             board = Behind[Sink]("TensorBoard", lambda: Board(out, samples_seen), _close)
             self._sinks.append((board, SECONDS_FOR_FILES))
         if config.kind is not TrackingKind.off:
-            key, lines = wandb_key(config), tuple(self._files.lines)
+            key, lines = wandb_key(config), self._files.lines
             self.wandb_id = identity = run_id(out, known)
 
             def begin() -> Sink:
@@ -140,7 +140,18 @@ class Tracker:
 
     def _write_behind(self) -> None:
         write = self.writer()
-        self._storage.put(lambda _: write())
+
+        def try_it() -> None:
+            try:
+                write()
+            except Exception as error:  # a checkpoint, which must have it, says so and ends
+                if not self._unwritten:
+                    say(f"{METRICS} cannot be written and is kept in memory ({error})")
+                self._unwritten = True
+            else:
+                self._unwritten = False
+
+        self._storage.put(lambda _: try_it())
         self._written = time.monotonic()
 
 

@@ -16,7 +16,7 @@ from launch.sweep.importance import FEWEST, importances
 from launch.sweep.objective import Objective
 from launch.sweep.plan import swept_in
 from launch.sweep.record import Outcome, Trial, best_command, folder_of, ranked, read_trials
-from training.tracking.wandb_run import start_wandb, wandb_image
+from training.tracking.wandb_run import start_wandb, wandb_image, wandb_key
 
 FILE, PICTURE = "report.html", "report.png"
 
@@ -25,8 +25,9 @@ def report_sweep(out: Prefix, objective: Objective, tracking: TrackingConfig) ->
     """Write report.html and report.png beside a sweep, and a W&B run of the same.
 
     Raises:
-        UserError: No trial of it has ended yet.
+        UserError: No trial of it has ended yet, or W&B is asked for and has no key.
     """
+    key = wandb_key(tracking)
     trials, swept = read_trials(out), swept_in(out)
     if not trials:
         raise UserError(f"run={out.url}", "is a sweep of which no trial has ended", "wait for one")
@@ -36,7 +37,7 @@ def report_sweep(out: Prefix, objective: Objective, tracking: TrackingConfig) ->
     image = picture(charts)
     out.write(PICTURE, image)
     out.write(FILE, page(objective, trials, charts, swept, out.url).encode())
-    run = start_wandb(out / "report", tracking, claimed(out) or {}, folder=out.local)
+    run = start_wandb(out / "report", tracking, claimed(out) or {}, folder=out.local, key=key)
     if run is not None:
         run.log({"report": wandb_image(decode_image(image), "report")})
         run.finish()

@@ -127,19 +127,25 @@ def trial_overrides(plan: SweepPlan, values: dict[str, str], out: str, group: st
         plan: The sweep.
         values: Of what varies, as they are written on a command line.
         out: Where the trial's run goes.
-        group: Name of the sweep.
+        group: Name of the sweep, for W&B if `tracking.group` names no other one.
     """
     values_told = [f"{name}={value}" for name, value in values.items()]
-    tags = ",".join(quoted(text[:LONGEST_TAG]) for text in values_told)
-    own = {
-        "out": override("out", out),
-        "tracking.group": override("tracking.group", group),
-        "tracking.tags": f"tracking.tags=[{tags}]",
-    }
-    return [*plan.fixed, *values_told, *(own[name] for name in plan.objective.own)]
+    own = [override("out", out)]
+    if isinstance(plan.config, SweepTrainCommand):  # evaluations are not tracked
+        told = plan.config.tracking
+        tags = [*told.tags, *(text[:LONGEST_TAG] for text in values_told)]
+        own += [
+            override("tracking.group", told.group or group),
+            f"tracking.tags=[{','.join(map(quoted, tags))}]",
+        ]
+    return [*plan.fixed, *values_told, *own]
 
 
 def _check(config: SweepTrainCommand | SweepEvaluateCommand, swept: list[Dimension]) -> None:
+    cluster, parallel = config.cluster, config.sweep.parallel
+    if cluster.port and cluster.processes > 1 and parallel > 1:
+        wrong = f"is one port, and the ranks of {parallel} trials at a time meet at one each"
+        raise UserError(f"cluster.port={cluster.port}", wrong, "leave it out")
     intervals = [dim.name for dim in swept if isinstance(dim, Interval)]
     listed = [dim.name for dim in swept if isinstance(dim, Choices)]
     if config.sweep.sampler is SweepSampler.grid and intervals:

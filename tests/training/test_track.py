@@ -11,8 +11,9 @@ from conf.groups import TrackingConfig
 from data.image import decode_image
 from data.storage import open_prefix
 from tests.helpers.wandb_file import read_history, read_run_ids
+from training import track as tracking
 from training.track import Tracker
-from training.tracking.files import read_metrics
+from training.tracking.files import METRICS, read_metrics
 from training.tracking.wandb_run import start_wandb, wandb_image
 
 OFF = TrackingConfig(kind=TrackingKind.off)
@@ -99,3 +100,29 @@ def test_a_picture_lies_with_the_run_and_in_wandb(
     np.testing.assert_array_equal(kept, picture)
     (media,) = (tmp_path / "wandb").rglob("media/images/*.png")
     np.testing.assert_array_equal(decode_image(media.read_bytes()), picture)
+
+
+def test_a_write_that_fails_is_told_once_and_made_up_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tracking, "SECONDS_BETWEEN_WRITES", 0.0)
+    in_the_way = tmp_path / METRICS
+    tracker = Tracker(open_prefix(str(tmp_path), "out"), OFF, {}, 0, main=True)
+    in_the_way.mkdir()
+    limit, said, place = time.monotonic() + 60, "", 0
+    while said.count("cannot be written") < 1 or place < 20:
+        tracker.log(place := place + 1, {"loss": 1.0})
+        said += capsys.readouterr().out
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+    in_the_way.rmdir()
+    while not in_the_way.exists():  # without a checkpoint, and without the end
+        tracker.log(place := place + 1, {"loss": 1.0})
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+    tracker.close()
+    assert [line["samples_seen"] for line in read_metrics(open_prefix(str(tmp_path), "out"))] == [
+        *range(1, place + 1)
+    ]
+    assert said.count("cannot be written") == 1
+    assert "record ends here" not in said + capsys.readouterr().out

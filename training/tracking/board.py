@@ -50,8 +50,8 @@ class Board:
         self._out = out
         self._temporary = None if out.local else tempfile.TemporaryDirectory()
         self._folder = (out.local or Path(self._temporary.name)) / FOLDER  # type: ignore[union-attr]
-        purge = samples_seen + 1 if samples_seen else None
-        self._writer: Any = SummaryWriter(str(self._folder), purge_step=purge, flush_secs=15)
+        later = samples_seen + 1
+        self._writer: Any = SummaryWriter(str(self._folder), purge_step=later, flush_secs=15)
         self._uploaded = time.monotonic()
 
     def log(self, seen: int, values: Mapping[str, float]) -> None:

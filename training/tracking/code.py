@@ -16,6 +16,7 @@ from pathlib import Path
 
 from conf.errors import RunError
 from conf.secrets import is_secret_name, without_credentials
+from data.say import say
 
 ROOT = Path(__file__).parents[2]
 ROOMS = ("conf", "data", "training", "launch")
@@ -33,8 +34,8 @@ class CodeState:
     Args:
         files: SHA-256 over the program's files and their names.
         revision: The commit, or None.
-        diff: What differs from it, files that git does not follow yet included; empty if nothing
-            does.
+        diff: What of the program differs from it, files that git does not follow yet included;
+            empty if nothing does.
     """
 
     files: str
@@ -107,18 +108,22 @@ def _files(root: Path) -> Iterator[Path]:
 
 
 def _checkout(root: Path, environment: Mapping[str, str]) -> tuple[str, str] | None:
-    """Commit and changes; None if git does not follow the code, or is not there."""
+    """Commit and changes; None if git does not follow the code, is not there, or fails."""
     # A package that is installed somewhere below another project's checkout is none of its files.
     if _git(root, "ls-files", "--error-unmatch", "training/tracking/code.py") is None:
         return None
     revision = _git(root, "rev-parse", "HEAD")
     if revision is None:
         return None
-    diff = _git(root, "diff", "--no-ext-diff", "HEAD") or ""
-    new = _git(root, "ls-files", "-z", "--others", "--exclude-standard", "--", *ROOMS) or ""
-    for name in filter(None, new.split("\0")):
-        diff += _git(root, "diff", "--no-ext-diff", "--no-index", "/dev/null", name) or ""
-    return revision.strip(), masked(diff, environment)
+    changes = [_git(root, "diff", "--no-ext-diff", "HEAD", "--", *ROOMS)]
+    new = _git(root, "ls-files", "-z", "--others", "--exclude-standard", "--", *ROOMS)
+    for name in filter(None, (new or "").split("\0")):
+        changes.append(_git(root, "diff", "--no-ext-diff", "--no-index", "/dev/null", name))
+    known = [text for text in changes if text is not None]
+    if new is None or len(known) < len(changes):  # it may be changed, so it is no commit's
+        say("git does not tell whether the code was changed; its record is its files' hash alone")
+        return None
+    return revision.strip(), masked("".join(known), environment)
 
 
 def _git(root: Path, *arguments: str) -> str | None:

@@ -1,6 +1,7 @@
 """A run in Weights & Biases: never asks anything, and is never waited for without a limit."""
 
 import contextlib
+import math
 import os
 import secrets
 import tempfile
@@ -187,22 +188,31 @@ class WandbSink:
         run: As `start_wandb` gives it.
         there: The last step that is in older files of the run on this machine; None if there are
             none.
-        lines: Of the run so far: what W&B has not got of them is sent first.
+        lines: Of the run, which grow: what W&B has not got of the first ones is sent at once.
         samples_seen: Where the run goes on.
     """
 
     def __init__(
         self, run: Any, there: int | None, lines: Sequence[Mapping[str, float]], samples_seen: int
     ) -> None:
-        self._run = run
-        # What is in no file of this machine, and of which no server tells, is on another machine.
-        self._last = run.step - 1 if run.resumed else samples_seen if there is None else there
-        for line in lines:
-            self.log(int(line[SAMPLES]), {k: v for k, v in line.items() if k != SAMPLES})
+        self._run, self._lines, self._next = run, lines, 0
+        if run.resumed:
+            self._last = run.step - 1
+        elif run.offline:  # what is in no file of this machine is on another one
+            self._last = samples_seen if there is None else there
+        else:  # its server has nothing of it, whatever is in files that were never sent
+            self._last = -1
+        self._send(samples_seen)
 
     def log(self, seen: int, values: Mapping[str, float]) -> None:
-        """Metrics of the same names."""
-        self._log(seen, dict(values))
+        """Metrics of the same names: the run's lines, with those that no queue had room for."""
+        self._send(seen)
+
+    def _send(self, seen: float) -> None:
+        while self._next < len(self._lines) and self._lines[self._next][SAMPLES] <= seen:
+            line = self._lines[self._next]
+            self._log(int(line[SAMPLES]), {k: v for k, v in line.items() if k != SAMPLES})
+            self._next += 1
 
     def show(self, seen: int, name: str, picture: NDArray[np.uint8]) -> None:
         """An image."""
@@ -248,6 +258,7 @@ class WandbSink:
         """End the W&B run, and W&B's service: only then are its files whole."""
         import wandb
 
+        self._send(math.inf)
         self._run.finish()
         wandb.teardown()
 

@@ -75,6 +75,24 @@ def test_changes_that_no_job_can_carry_are_refused(
     assert shown.err.count("\n") == 1
 
 
+@pytest.mark.parametrize("digest", ["", "@sha256:12"])
+def test_an_image_that_may_become_another_one_is_told_of(
+    digest: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "sbatch").write_text("#!/bin/sh\ncat > /dev/null; echo 7\n")
+    (tmp_path / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.chdir(tmp_path)
+    assert run([*TRAIN, "cluster=slurm", f"cluster.container=registry/ldm:1{digest}"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out.startswith("slurm:7 ")
+    assert ("registry/ldm:1 has no digest" in shown.err) is (not digest)
+    assert shown.err.count("\n") == (not digest)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

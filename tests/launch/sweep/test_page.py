@@ -1,5 +1,6 @@
 """The report of a sweep whose trials are made up: all outcomes, several things that vary."""
 
+import base64
 import html
 import json
 import math
@@ -7,6 +8,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+import wandb
 
 from conf.compose import compose_config
 from conf.errors import UserError
@@ -17,8 +19,10 @@ from launch.report import report
 from launch.sweep.objective import TRAINING
 from launch.sweep.plan import identity, read_plan, trial_overrides
 from launch.sweep.record import Outcome, Trial, best_command, folder_of, ranked, write_trial
+from tests.helpers.blackhole import blackhole
 from training.tracking.files import METRICS
 
+KEY = "c0ffee" * 8
 HOSTILE = "<script>alert(1)</script>"
 
 
@@ -87,3 +91,22 @@ def test_a_sweep_without_results_is_no_report(tmp_path: Path) -> None:
     claim(open_prefix(str(tmp_path / "sweep"), "out"), identity(plan))
     with pytest.raises(UserError, match="no trial has ended"):
         report(compose_config("report", [f"run={tmp_path / 'sweep'}", "tracking.kind=off"]))
+
+
+def test_the_report_of_a_sweep_takes_its_key_from_a_file_and_asks_for_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    wandb.teardown()  # which has read the environment before
+    out, _ = made_up_sweep(tmp_path / "sweep")
+    online = [f"run={out.url}", "tracking.kind=online", "tracking.wandb_seconds=2"]
+    with pytest.raises(UserError, match="needs a W&B key"):
+        report(compose_config("report", online))
+    (tmp_path / "key").write_text(KEY)
+    with blackhole() as hole:
+        monkeypatch.setenv("WANDB_BASE_URL", hole.url)
+        wandb.teardown()
+        report(compose_config("report", [*online, f"tracking.key_file={tmp_path / 'key'}"]))
+        wandb.teardown()
+        assert base64.b64encode(f"api:{KEY}".encode()) in hole.heard

@@ -107,3 +107,10 @@ def test_what_is_no_sweep_of_evaluations_is_refused_by_name(told: list[str], set
 @pytest.mark.parametrize("choice", ["lr_batch", "weighting"])
 def test_the_spaces_that_come_along_can_be_swept(choice: str) -> None:
     assert read_plan([*BASE, f"sweep={choice}"]).trials >= 16
+
+
+def test_trials_at_a_time_do_not_meet_at_one_port() -> None:
+    told = ("cluster.processes=2", "cluster.port=29500", "engine=ddp", "optimizer.lr=1e-4,3e-4")
+    read_plan([*BASE, *told])
+    with pytest.raises(UserError, match=r"cluster\.port=29500"):
+        read_plan([*BASE, *told, "sweep.parallel=2"])

@@ -11,6 +11,14 @@ from tests.helpers.wandb_file import read_records
 from training.tracking.wandb_run import start_wandb
 
 
+def test_what_the_user_says_of_group_and_tags_counts_too() -> None:
+    told = ["tracking.group=mine", "tracking.tags=[a,'b c']", "optimizer.lr=1e-4,3e-4"]
+    plan = read_plan(["data.url=a", "validation.url=v", "out=x", "train.samples=100", *told])
+    config = compose_config("train", trial_overrides(plan, plan.grid[0], "x/000", "my sweep"))
+    assert config.tracking.group == "mine"
+    assert config.tracking.tags == ["a", "b c", "optimizer.lr=0.0001"]
+
+
 def test_a_trial_is_a_run_in_the_sweeps_group_with_what_was_chosen_as_tags(tmp_path: Path) -> None:
     fixed = ["data.url=a", "validation.url=v", "out=/sweeps/x", "train.samples=100"]
     plan = read_plan([*fixed, "optimizer.lr=1e-4,3e-4", "unet.channel_mult=[1,2],[1]"])

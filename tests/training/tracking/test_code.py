@@ -68,6 +68,35 @@ def test_a_file_that_git_does_not_follow_yet_is_a_change(checkout: Path) -> None
     assert "notes" not in state.diff
 
 
+def test_changes_outside_of_the_program_are_none(checkout: Path) -> None:
+    (checkout / "README.md").write_text("one\n")
+    git(checkout, "add", ".")
+    git(checkout, "commit", "-qm", "second")
+    (checkout / "README.md").write_text("two\n")
+    assert code_state(checkout, {}).dirty is False
+
+
+@pytest.mark.parametrize("failing", ["diff --no-ext-diff HEAD", "--others", "--no-index"])
+def test_code_whose_changes_git_does_not_tell_is_no_commits(
+    failing: str,
+    checkout: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (checkout / "conf").mkdir()
+    (checkout / "conf/new.yaml").write_text("lr: 1\n")
+    (checkout / "bin").mkdir()
+    program = checkout / "bin/git"
+    program.write_text(
+        f'#!/bin/sh\ncase "$*" in *"{failing}"*) exit 128;; esac\nexec {shutil.which("git")} "$@"\n'
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    state = code_state(checkout, {})
+    assert (state.revision, state.dirty, state.diff) == (None, None, "")
+    assert capsys.readouterr().out.count("git does not tell") == 1
+
+
 def test_code_that_git_does_not_follow_is_known_by_its_files_alone(checkout: Path) -> None:
     state = code_state(installed(checkout), {})
     assert state == CodeState(code_state(checkout, {}).files)

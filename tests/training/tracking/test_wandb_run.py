@@ -20,13 +20,15 @@ from data.storage import open_prefix
 from tests.helpers.blackhole import blackhole
 from tests.helpers.wandb_file import read_history, read_records, read_run_ids
 from training.track import Tracker
+from training.tracking.behind import ROOM
 from training.tracking.files import METRICS, read_metrics
 from training.tracking.sink import Saved
-from training.tracking.wandb_run import wandb_key
+from training.tracking.wandb_run import WandbSink, wandb_key
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 OFFLINE = TrackingConfig(kind=TrackingKind.offline)
 KEY = "c0ffee" * 8
+LINES = ROOM + 200  # more than wait for an answer
 FILES = {"model-00000.safetensors": {"bytes": 3, "sha256": "ab" * 32}}
 COMMIT = {"samples_seen": 20, "updates": 2, "val_loss": None, "files": FILES}
 
@@ -135,9 +137,11 @@ def test_with_a_host_that_never_answers_nobody_waits_and_nothing_is_lost(
         run = tmp_path / "run"
         began = time.monotonic()
         tracker = Tracker(open_prefix(str(run), "out"), config, {}, 0, main=True)
-        for place in range(1, 301):
+        for place in range(1, LINES + 1):
             tracker.log(place, {"loss": 1 / place})
-        assert "W&B" not in capsys.readouterr().out  # it is still being waited for, by nobody
+        assert (
+            "not take the run" not in capsys.readouterr().out
+        )  # it is still being waited for, by nobody
         tracker.close()
         assert time.monotonic() - began < 60
         assert base64.b64encode(f"api:{KEY}".encode()) in hole.heard  # the key of the file
@@ -145,13 +149,54 @@ def test_with_a_host_that_never_answers_nobody_waits_and_nothing_is_lost(
     assert told.count("W&B does not take the run") == 1
     assert "wandb sync" in told
     lines = read_metrics(open_prefix(str(run), "out"))
-    assert len(lines) == 300
+    assert len(lines) == LINES
     assert whole_history(run / "wandb") == lines
     (folder,) = (run / "wandb").glob("offline-run-*")
     assert str(folder) in told
     assert [
         file for file in run.rglob("*") if file.is_file() and KEY.encode() in file.read_bytes()
     ] == []
+
+
+class FakeRun:
+    """Answers as W&B's run does online: nothing here has a server of W&B's."""
+
+    offline, id = False, "abc"
+
+    def __init__(self, known_steps: int = 0) -> None:
+        self.resumed, self.step = known_steps > 0, known_steps
+        self.logged: list[int] = []
+        self.used: list[str] = []
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        assert values["samples_seen"] == step
+        self.logged.append(step)
+
+    def use_artifact(self, artifact: wandb.Artifact) -> None:
+        self.used.append(artifact.name)
+
+
+@pytest.mark.parametrize(
+    ("known_steps", "there", "sent"),
+    [
+        (0, 20, [10, 20, 30]),  # it was offline until now: files that were never sent say nothing
+        (0, None, [10, 20, 30]),
+        (11, 20, [20, 30]),  # the server has the first, and knows better than files
+        (21, None, [30]),
+    ],
+)
+def test_online_the_server_gets_what_it_lacks(
+    known_steps: int, there: int | None, sent: list[int]
+) -> None:
+    lines = [{"samples_seen": place, "loss": 1.0} for place in (10, 20)]
+    run = FakeRun(known_steps)
+    sink = WandbSink(run, there, lines, 20)
+    lines.append({"samples_seen": 30, "loss": 0.5})
+    for _ in range(2):
+        sink.log(30, {"loss": 0.5})
+    assert run.logged == sent
+    sink.reads({"kind": "latents", "fingerprint": "12" * 32, "url": "s3://b/latents"})
+    assert run.used == ["latents-121212121212"]
 
 
 def test_without_a_key_there_is_one_clear_line() -> None:
