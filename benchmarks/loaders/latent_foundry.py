@@ -1,6 +1,7 @@
 """Latent Foundry; `--workers` is `data.threads`, 0 as with the peers: in the process itself."""
 
 import argparse
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,15 +23,20 @@ from data.storage import open_prefix
 
 
 def write(folder: Path, options: argparse.Namespace) -> None:
+    write_samples(folder, options.kind, samples(options.kind))
+
+
+def write_samples(folder: Path, kind: str, numbered: Iterator[tuple[int, Any, Any]]) -> None:
+    """A dataset of latents."""
     out = open_prefix(str(folder), "out")
     begin_dataset(out, {"kind": "latents"})
-    each = SHARD_BYTES // sample_bytes(options.kind)
-    numbered, entries = samples(options.kind), []
+    each = SHARD_BYTES // sample_bytes(kind)
+    entries = []
     while some := [_sample(*one) for one in islice(numbered, each)]:
         name = f"{len(entries):05d}"
         entries.append(commit_shard(out, name, some, (MOMENTS, TEXT, META), 1))
-    (channels, side, _), (tokens, width) = SHAPES[options.kind]
-    empty = dump_array(next(samples(options.kind))[2])
+    (channels, side, _), (tokens, width) = SHAPES[kind]
+    empty = dump_array(next(samples(kind))[2])
     out.write(EMPTY_TEXT, empty)
     ones = (1.0,) * (channels // 2)
     manifest = Manifest(
