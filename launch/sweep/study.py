@@ -57,17 +57,16 @@ class Held:
 class Table:
     """The trials of a sweep, which workers take in turns.
 
+    A database that is away is `DatabaseAway`, and what was asked can be asked again.
+
     Args:
         plan: The sweep.
         out: Its prefix.
         local: The same as a folder.
 
-    Every call but `close` may meet a database that is away, and can be made again then.
-
     Raises:
         UserError: The database cannot be opened.
         RunError: It does not answer.
-        DatabaseAway: A method asked in vain.
     """
 
     def __init__(self, plan: SweepPlan, out: Prefix, local: Path) -> None:

@@ -19,6 +19,7 @@ JOBS = {
 }
 VALUES = [f"{name}={CANARY}" for name in NAMES]
 VALUES += [f"{name}={url.format(CANARY)}" for name, url in URLS.items()]
+VALUES += [f"DSN=host=h user=me password={CANARY}", f"HEADER=Bearer {CANARY}"]
 VALUES += [f"HTTPS_PROXY=http://me:{CANARY}@proxy:3128", f"LINK=https://host/x?sig={CANARY}"]
 
 
