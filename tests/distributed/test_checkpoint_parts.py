@@ -16,7 +16,8 @@ from tests.helpers.engines import save_now
 from tests.helpers.latents import assert_equal
 from tests.helpers.ranks import run_ranks
 from tests.helpers.small_engine import average, small_engine, step
-from training.engine.checkpoint import COMMIT, Progress, file_name, require_checkpoint
+from training.engine.checkpoint import Progress, file_name, require_checkpoint
+from training.engine.commit import COMMIT
 from training.engine.pieces import EMA, MODEL, OPTIMIZER
 from training.engine.retention import Keep
 from training.engine.strategy import Engine

@@ -14,7 +14,6 @@ from tests.helpers.engines import save_now
 from tests.helpers.latents import adam_moments, assert_equal
 from tests.helpers.small_engine import average, small_engine, step
 from training.engine.checkpoint import (
-    COMMIT,
     Progress,
     checkpoint_steps,
     digest_of,
@@ -23,6 +22,7 @@ from training.engine.checkpoint import (
     require_checkpoint,
     restore_optimizer,
 )
+from training.engine.commit import COMMIT
 from training.engine.pieces import EMA, MODEL, OPTIMIZER
 from training.engine.retention import Keep
 from training.engine.strategy import Engine
