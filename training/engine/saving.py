@@ -64,6 +64,15 @@ def _nothing() -> None:
     return None
 
 
+def hash_of(content: memoryview, on_piece: Callable[[], None]) -> str:
+    """SHA-256, in hex; of large files it takes seconds."""
+    found = hashlib.sha256()
+    for start in range(0, len(content), FLUSHED):
+        found.update(content[start : start + FLUSHED])
+        on_piece()
+    return found.hexdigest()
+
+
 def _raise(line: str) -> None:
     raise RunError(line)
 
@@ -209,6 +218,7 @@ class Saver:
         left = {rank: doing for rank, (done, _, (_, doing)) in enumerate(told) if not done}
         stuck = {rank: doing for rank, doing in left.items() if doing} or left
         names = "; ".join(f"rank {rank} still {doing or 'waits'}" for rank, doing in stuck.items())
+        self.close(grace=0)
         self.on_hang(
             f"{self._out.url}: no progress with a checkpoint for {self.hang_seconds:g} s: {names}; "
             "look at that disk or mount; the checkpoint before it is as it was"
@@ -266,7 +276,7 @@ class Saver:
         for kind, file in self._files.items():
             name, content = file_name(kind, rank), file.content()
             self._write_file(folder, name, content)
-            written[name] = {"bytes": len(content), "sha256": self._hash(content)}
+            written[name] = {"bytes": len(content), "sha256": hash_of(content, self._move)}
         if rank:
             self._write_file(folder, attempt.record(rank), json.dumps(written).encode())
         return written
@@ -283,13 +293,6 @@ class Saver:
     def _write_file(self, folder: Prefix, name: str, content: bytes | memoryview) -> None:
         with self._busy(f"writes {name}"):
             folder.write(name, content)
-
-    def _hash(self, content: memoryview) -> str:
-        found = hashlib.sha256()
-        for start in range(0, len(content), FLUSHED):
-            found.update(content[start : start + FLUSHED])
-            self._move()
-        return found.hexdigest()
 
     def _require_lease(self) -> None:
         if self.lease is not None:
