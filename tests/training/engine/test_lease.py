@@ -2,23 +2,18 @@
 
 import json
 import os
-import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from subprocess import Popen
 
 import pytest
 
 from conf.errors import RunError
 from data.process import process_mark
 from data.storage import Prefix, open_prefix
-from tests.helpers.commands import wait_until
 from tests.helpers.engines import save_now
-from tests.helpers.processes import kill_process, start_process
+from tests.helpers.holding import held_by_a_process
 from tests.helpers.small_engine import average
 from training.engine import lease
 from training.engine.checkpoint import Progress, require_checkpoint
@@ -29,29 +24,10 @@ from training.engine.saving import Saver
 from training.engine.strategy import Engine
 
 ELSEWHERE = Holder("token", "node7", 12, "boot-of-node7 pid:[1] 12 34")
-HOLD = """
-import sys, threading
-from data.storage import open_prefix
-from training.engine.lease import Lease
-with Lease(open_prefix(sys.argv[1], "out"), lambda: None):
-    threading.Event().wait()
-"""
 
 
 def nothing() -> None:
     return None
-
-
-@contextmanager
-def held_by_a_process(out: Prefix, log: Path) -> "Iterator[Popen[bytes]]":
-    """Another process of this machine has the lease."""
-    command = [sys.executable, "-c", HOLD, out.url]
-    process = start_process(command, log, {"PYTHONPATH": str(Path.cwd())})
-    try:
-        wait_until(lambda: out.exists(LEASE), process, log, timeout=60)
-        yield process
-    finally:
-        kill_process(process)
 
 
 @pytest.fixture
