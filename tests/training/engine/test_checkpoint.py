@@ -286,11 +286,14 @@ def test_killed_while_an_old_checkpoint_is_removed(
 
 
 def test_images_that_lie_with_their_channels_together_are_kept_in_logical_order(
-    engine: Engine, out: Prefix
+    out: Prefix,
 ) -> None:
+    engine = small_engine(seed=0, channels_last=True)
+    step(engine)
     weight = engine.module.get_parameter("0.weight")
     assert not weight.is_contiguous()  # or this would say nothing
     folder = save(out, engine, 1)
+    engine.close()
     kept = load_file(folder / file_name(MODEL, 0))["0.weight|values|0"]
     assert torch.equal(kept, weight.detach().flatten())
 
