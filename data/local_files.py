@@ -4,8 +4,14 @@ import contextlib
 import errno
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+FLUSHED = 64 * 2**20  # bytes that are brought to the disk at once
+
+
+def nothing() -> None:
+    """For whoever is not interested."""
 
 
 def bytes_in(folder: Path) -> int:
@@ -18,8 +24,16 @@ def bytes_in(folder: Path) -> int:
 
 
 @contextlib.contextmanager
-def whole_file(target: Path, content: bytes | memoryview) -> Iterator[Path]:
-    """A finished, flushed file beside `target`, gone afterwards unless it was moved there."""
+def whole_file(
+    target: Path, content: bytes | memoryview, on_piece: Callable[[], None] = nothing
+) -> Iterator[Path]:
+    """A finished, flushed file beside `target`, gone afterwards unless it was moved there.
+
+    Args:
+        target: Where it will be.
+        content: Its bytes.
+        on_piece: Called for every 64 MiB that are on the disk, and for the rest.
+    """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
@@ -29,9 +43,12 @@ def whole_file(target: Path, content: bytes | memoryview) -> Iterator[Path]:
     partial = target.parent / f".{target.name}.{uuid.uuid4().hex}.partial"
     try:
         with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+            whole = memoryview(content)
+            for start in range(0, max(1, len(whole)), FLUSHED):
+                file.write(whole[start : start + FLUSHED])
+                file.flush()
+                os.fsync(file.fileno())
+                on_piece()
         yield partial
     finally:
         partial.unlink(missing_ok=True)

@@ -36,7 +36,7 @@ def die_with(parent: int) -> None:
 
 
 def process_mark(process: int) -> str:
-    """What tells a process from all others, of this machine and of others; empty if it is gone.
+    """What tells a process from all others, of this machine and of others; empty if it has ended.
 
     The machine's boot, the space of process numbers, and when the process began. Only Linux says
     all that: empty elsewhere.
@@ -47,7 +47,10 @@ def process_mark(process: int) -> str:
         space = Path("/proc/self/ns/pid").readlink()
     except OSError:
         return ""
-    began = status.rpartition(")")[2].split()[19]  # field 22; the name before it may hold blanks
+    state, *fields = status.rpartition(")")[2].split()  # the name before it may hold blanks
+    if state in "ZX":  # nobody has asked yet how it ended
+        return ""
+    began = fields[18]  # field 22 of all
     return f"{boot} {space} {process} {began}"
 
 

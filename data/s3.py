@@ -9,6 +9,7 @@ from typing import Any
 # cost the whole upload. Three tries, since `data.retry` goes on where it stops.
 _RETRIES = {"mode": "standard", "total_max_attempts": 3}
 _CREATOR = "creator"  # metadata of an object
+PART = 16 * 2**20  # bytes of a part of what is sent; S3 takes 10,000 of them
 
 _renewing = threading.Lock()
 
@@ -56,6 +57,29 @@ def create(fs: Any, path: str, content: bytes, creator: str) -> None:
             raise
         if fs.metadata(path, refresh=True).get(_CREATOR) != creator:
             raise FileExistsError(path) from error
+
+
+class _Parts:
+    """Bytes that are copied part by part, as a multipart upload asks for them."""
+
+    def __init__(self, content: memoryview) -> None:
+        self._content = content
+
+    def __len__(self) -> int:
+        return len(self._content)
+
+    def __getitem__(self, part: slice) -> bytes:
+        return bytes(self._content[part])
+
+
+def send(fs: Any, path: str, content: bytes | memoryview) -> None:
+    """A put that replaces what is there, without a second copy of all of a large content.
+
+    botocore takes nothing but bytes. s3fs sends what has two parts or more in parts, ten at a time,
+    and asks for no more of it than their slices.
+    """
+    small = len(content) < 2 * PART
+    fs.pipe_file(path, bytes(content) if small else _Parts(memoryview(content)), chunksize=PART)
 
 
 def renewal(fs: Any) -> Callable[[], None]:

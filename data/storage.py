@@ -23,10 +23,10 @@ from fsspec.implementations.local import LocalFileSystem
 
 from conf.errors import RunError, UserError
 from conf.secrets import has_credentials
-from data.local_files import bytes_in, whole_file
+from data.local_files import bytes_in, nothing, whole_file
 from data.ranged import ranged_file
 from data.retry import Patience, ShortBody, at_first, has_expired, is_answer, persist, reason_of
-from data.s3 import Replaced, create, error_code, renewal, s3_options, without_own_loop
+from data.s3 import Replaced, create, error_code, renewal, s3_options, send, without_own_loop
 
 T = TypeVar("T")
 
@@ -46,6 +46,8 @@ class Prefix:
         fs: The file system.
         root: The folder's path within the file system.
         patience: How long a remote storage that fails is waited for.
+        on_piece: Called for each piece of a local file that was written: it gets on. What is sent
+            to a store has time limits of its own.
     """
 
     setting: str
@@ -53,6 +55,7 @@ class Prefix:
     fs: Any = field(repr=False, compare=False)
     root: str
     patience: Patience = field(default_factory=Patience, repr=False, compare=False)
+    on_piece: Callable[[], None] = field(default=nothing, repr=False, compare=False)
 
     @property
     def local(self) -> Path | None:
@@ -228,10 +231,11 @@ class Prefix:
         """Write a file whole, in the place of any that is there."""
         path = self.path(name)
         if not self.local:
-            plain = bytes(content)  # clients take nothing else
-            self._persist("written", lambda: self.fs.pipe_file(path, plain))
+            # Clients of other stores take nothing but bytes.
+            put = send if self._s3 else lambda fs, path, content: fs.pipe_file(path, bytes(content))
+            self._persist("written", lambda: put(self.fs, path, content))
             return
-        with self.errors("written"), whole_file(Path(path), content) as written:
+        with self.errors("written"), whole_file(Path(path), content, self.on_piece) as written:
             written.replace(path)
 
     def create(self, name: str, content: bytes) -> None:

@@ -16,6 +16,7 @@ from data.manifest import canonical_json, sha256
 from data.sample import ImageBatch
 from data.storage import open_prefix
 from training.engine.checkpoint import digest_of, require_checkpoint
+from training.engine.pieces import EMA
 from training.engine.world import current_world
 from training.models.autoencoder import KLAutoencoder, kl_divergence
 from training.random import Purpose, normal
@@ -88,7 +89,7 @@ def load_trained_autoencoder(url: str, setting: str) -> tuple[KLAutoencoder, str
     """
     out = open_prefix(url, setting)
     run = read_run(out, "autoencoder")
-    checkpoint = require_checkpoint(out)
+    checkpoint = require_checkpoint(out, [EMA])
     seen, wanted = checkpoint.progress.samples_seen, run_config(out)["train"]["samples"]
     if seen < wanted:
         raise UserError(

@@ -1,5 +1,7 @@
 """The averages of the weights that a run keeps: its own, and those of which others are rebuilt."""
 
+from functools import partial
+
 from torch import Tensor
 
 from conf.training import TrainingConfig
@@ -35,7 +37,7 @@ class Averages:
         self._gammas = {kind_of(length): gamma_of(length) for length in config.ema_lengths}
         self._weights = kept_weights(engine)
         self.kept = {
-            kind: kept_of(engine, checkpoint.whole(kind))
+            kind: kept_of(engine, partial(checkpoint.values, kind))
             if checkpoint
             else [weights.clone() for weights in self._weights]
             for kind in (EMA, *self._gammas)

@@ -19,6 +19,7 @@ from data.manifest import load_manifest
 from data.spec import LatentSpec
 from data.storage import Prefix, open_prefix
 from data.stream import Dataset, open_dataset
+from training.averages import kind_of
 from training.device import autocast_forward, pick_device
 from training.diffusion.schedule import Schedule, build_schedule
 from training.encoders import (
@@ -28,6 +29,7 @@ from training.encoders import (
     text_encoder_config,
 )
 from training.engine.checkpoint import digest_of, require_checkpoint
+from training.engine.pieces import EMA
 from training.engine.world import current_world
 from training.feed import Feed, cached_feed, encode_captions, load_empty
 from training.grids import grid_watch
@@ -37,6 +39,7 @@ from training.models.unet import UNet
 from training.online import online_feed
 from training.rebuild import rebuilt_average
 from training.run import read_run, run_config
+from training.start_from import start_from
 from training.step import latent_losses
 from training.task import Task
 from training.train import train
@@ -54,7 +57,7 @@ def train_denoiser(config: TrainCommand) -> None:
     torch.manual_seed(config.train.seed)
     check_halvings(config.unet, spec, data.buckets)
     model = build_unet(config.unet, feed.meaning, config.diffusion.learned_variance)
-    start = {} if config.start_from is None else start_with(model, config.start_from)
+    start = {} if config.start_from is None else start_from(model, config.start_from, config.out)
 
     def losses(wrapped: nn.Module, batch: Any, device: torch.device) -> Mapping[str, Tensor]:
         return latent_losses(
@@ -103,34 +106,6 @@ def _watches(
             config.validation,
             Painter(model, *encoders, empty, spec, there, config.diffusion, device),
         )
-
-
-def start_with(model: UNet, url: str) -> dict[str, str]:
-    """Give a fresh UNet the averaged weights of another run.
-
-    Args:
-        model: On the CPU, as every rank has built it.
-        url: The `ldm train` run; it may have been trained at another resolution.
-
-    Returns:
-        What tells these weights from others, for the new run's identity.
-
-    Raises:
-        UserError: There is no such run, or its UNet has other sizes.
-    """
-    out = open_prefix(url, "start_from")
-    read_run(out, "train")
-    averages = require_checkpoint(out).averages()
-    try:
-        model.load_state_dict(averages)
-    except RuntimeError as error:
-        first = str(error).splitlines()[1].strip().rstrip(".")
-        raise UserError(
-            f"start_from={url}",
-            f"is of a UNet of other sizes ({first})",
-            "give the unet settings that it was trained with, and latents and captions alike",
-        ) from None
-    return {"start": digest_of(averages)}
 
 
 def build_unet(config: UNetConfig, meaning: Meaning, learned_variance: bool = False) -> UNet:
@@ -241,14 +216,16 @@ def load_trained(
     """
     out = open_prefix(url, "checkpoint")
     run = read_run(out, "train")
-    checkpoint = require_checkpoint(out)
+    lengths = run["train"]["ema_lengths"]
+    kinds = [kind_of(length) for length in lengths] if ema_length else [EMA]
+    checkpoint = require_checkpoint(out, kinds)
     diffusion = OmegaConf.to_object(OmegaConf.merge(DiffusionConfig, run["diffusion"]))
     assert isinstance(diffusion, DiffusionConfig)
     data = datasets_of(out, run)
     meaning = kept_meaning(out) if "latents" in run else meaning_of(data[0])
     unet = build_unet(UNetConfig(**run["unet"]), meaning, diffusion.learned_variance)
     averages = (
-        rebuilt_average(out, checkpoint, run["train"]["ema_lengths"], ema_length)
+        rebuilt_average(out, checkpoint, lengths, ema_length)
         if ema_length
         else checkpoint.averages()
     )

@@ -232,10 +232,11 @@ class Loop:
         averages = [*whole(self.engine, self.averages.own)]
         with without_gathering(self.engine), averaged(self.engine.module, averages):
             found = [one.look(self.engine) for one in due]
-        for one in found:
+        for one, watch in zip(found, due, strict=True):
             if one.values:
                 self.tracker.log(seen, dict(one.values))
-                self.saver.val_loss = one.values.get(VAL_LOSS, self.saver.val_loss)
+            if VAL_LOSS in one.values:
+                self.saver.val_loss, self.saver.validation = one.values[VAL_LOSS], watch.meaning
             for folder, picture in one.pictures.items():
                 self.tracker.show(seen, folder, picture)
         self.interval.leave_out(time.perf_counter() - began)

@@ -53,6 +53,8 @@ def rebuilt_average(
             "its profile would be missing",
             f"choose a length nearer to {', '.join(f'{one:g}' for one in kept_lengths)}",
         )
+    for source in sources:
+        source.check([kind_of(each) for each in kept_lengths])
     found: dict[str, Tensor] = {}
     for (source, each), share in zip(places, coefficients(profiles, wanted), strict=True):
         for name, average in source.whole(kind_of(each)).items():

@@ -17,7 +17,8 @@ from training.engine.checkpoint import (
     latest_checkpoint,
     restore_optimizer,
 )
-from training.engine.heartbeat import Heartbeat
+from training.engine.heartbeat import Heartbeat, give_up
+from training.engine.lease import Lease
 from training.engine.retention import ALL, Keep
 from training.engine.saving import Saver
 from training.engine.strategy import Engine
@@ -49,23 +50,23 @@ def train(config: TrainingConfigs, task: Task) -> None:
     sizes = [parameter.numel() for parameter in task.model.parameters()]
     out.require_writable(run_bytes(sizes, config.optimizer.kind, config.train, config.checkpoint))
     claim_run(out, config, task.command, task.data, task.identity, task.free, task.files)
-    checkpoint = latest_checkpoint(out)
-    start = checkpoint.progress if checkpoint else first_progress(config.engine.precision)
-    if start.samples_seen >= config.train.samples:
-        if world.main:
-            say(
-                f"{task.command}: {out.url} is finished ({start.samples_seen:,} samples), "
-                "nothing to do"
-            )
-        return
-    if checkpoint:
-        task.model.load_state_dict(checkpoint.weights())
-    shapes = meta_copy(task.model)  # before an engine changes what the model does
-    if config.engine.recompute:
-        recompute_blocks(task.model)
-    steps = config.batch_size // (micro * world.size)
-    heart = Heartbeat(world, config.guards.hang_seconds, start.updates)
+    heart = Heartbeat(world, config.guards.hang_seconds)
     with contextlib.ExitStack() as closing, heart:  # before ranks meet: one may never come
+        lease = closing.enter_context(Lease(out, heart.again)) if world.main else None
+        checkpoint = latest_checkpoint(out, on_piece=heart.again)
+        start = checkpoint.progress if checkpoint else first_progress(config.engine.precision)
+        if start.samples_seen >= config.train.samples:
+            if world.main:
+                told = f"is finished ({start.samples_seen:,} samples), nothing to do"
+                say(f"{task.command}: {out.url} {told}")
+            return
+        if checkpoint:
+            task.model.load_state_dict(checkpoint.weights())
+        shapes = meta_copy(task.model)  # before an engine changes what the model does
+        if config.engine.recompute:
+            recompute_blocks(task.model)
+        heart.begin(start.updates)
+        steps = config.batch_size // (micro * world.size)
         engine = build_engine(config.engine, config.optimizer, task.model, micro, steps)
         closing.callback(engine.close)
         if len(set(engine.gather(start))) > 1:
@@ -83,17 +84,33 @@ def train(config: TrainingConfigs, task: Task) -> None:
         heart.again()
         averages = Averages(engine, config.train, checkpoint)
         use = Use(task.losses, shapes, engine.total(peak.flops))
-        saver = Saver(out, engine, _keep(config), checkpoint.val_loss if checkpoint else None)
+        saver, snapshots = _savers(config, out, engine, checkpoint, lease)
         closing.callback(saver.close)
         saver.tracker = tracker.wandb_id
         saver.on_commit = lambda step, commit: tracker.saved(
             Saved(step, (out / FOLDER / step).absolute, commit)
         )
-        snapshots = Saver(out / SNAPSHOTS, engine, ALL)
         closing.callback(snapshots.close)
         Loop(
             config, task, engine, out, tracker, start, averages, use, saver, snapshots, heart
         ).run()
+
+
+def _savers(
+    config: TrainingConfigs,
+    out: Prefix,
+    engine: Engine,
+    checkpoint: Checkpoint | None,
+    lease: Lease | None,
+) -> tuple[Saver, Saver]:
+    """What saves checkpoints, and what saves averages for good."""
+    saver = Saver(out, engine, _keep(config))
+    if checkpoint:
+        saver.val_loss, saver.validation = checkpoint.val_loss, checkpoint.validation
+    snapshots = Saver(out / SNAPSHOTS, engine, ALL)
+    for one in (saver, snapshots):
+        one.lease, one.hang_seconds, one.on_hang = lease, config.guards.hang_seconds, give_up
+    return saver, snapshots
 
 
 def _say_start(

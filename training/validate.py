@@ -19,6 +19,7 @@ from data.agree import differences, means_latents
 from data.corpus import Corpus
 from data.loader import batches
 from data.local_cache import LocalCache
+from data.manifest import canonical_json, sha256
 from data.say import say
 from data.stream import open_dataset
 from training.diffusion.loss import diffusion_loss
@@ -74,7 +75,8 @@ def validation_watch(config: TrainCommand, data: Corpus, feed: Feed, schedule: S
             say(f"train: validation loss {values[LOSS]:.4f}")
         return Seen(values)
 
-    return Watch(settings.every_samples, look)
+    meant = [held_out.main.manifest.fingerprint, settings.seed, count]
+    return Watch(settings.every_samples, look, sha256(canonical_json(meant)))
 
 
 def open_held_out(config: TrainCommand, data: Corpus) -> Corpus:

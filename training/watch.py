@@ -30,7 +30,10 @@ class Watch:
         every_samples: Samples of training between two looks.
         look: Called with the averaged weights in the engine's module, in evaluation mode. Changes
             neither weights nor the state of any random generator.
+        meaning: What tells the validation loss that it measures from others'; None if it measures
+            none.
     """
 
     every_samples: int
     look: Callable[[Engine], Seen]
+    meaning: str | None = None

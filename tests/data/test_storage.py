@@ -4,6 +4,7 @@ import os
 import random
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ import pytest
 from s3fs import S3FileSystem
 
 from conf.errors import RunError, UserError
-from data import ranged, storage
+from data import local_files, ranged, s3, storage
 from data.storage import SCHEMES, open_prefix
 from tests.helpers.datasets import files_of
 
@@ -326,3 +327,33 @@ def test_writers_of_one_file_never_share_what_is_not_whole_yet(tmp_path):
     whole_file, name = storage.whole_file, tmp_path / "a"
     with whole_file(name, b"1") as one, whole_file(name, b"2") as other:
         assert (one.read_bytes(), other.read_bytes()) == (b"1", b"2")
+
+
+@pytest.mark.parametrize(("size", "pieces"), [(0, 1), (3, 1), (4, 1), (5, 2), (12, 3)])
+def test_each_piece_that_is_on_the_disk_is_told(local, monkeypatch, size, pieces):
+    monkeypatch.setattr(local_files, "FLUSHED", 4)
+    told = []
+    telling = replace(local, on_piece=lambda: told.append(1)) / "below"
+    content = os.urandom(size)
+    telling.write("a", memoryview(content))
+    assert telling.read("a") == content
+    assert len(told) == pieces
+
+
+def test_what_is_large_is_sent_in_parts_and_never_copied_whole(s3_prefix, monkeypatch):
+    monkeypatch.setattr(s3, "PART", 5 * 2**20)  # the least that S3 takes
+    taken, take = [], s3._Parts.__getitem__
+
+    def noting(self, part):
+        taken.append(take(self, part))
+        return taken[-1]
+
+    monkeypatch.setattr(s3._Parts, "__getitem__", noting)
+    content = os.urandom(12 * 2**20)
+    prefix = open_prefix(s3_prefix, "out")
+    prefix.write("large", memoryview(content))
+    assert [len(part) for part in taken] == [5 * 2**20, 5 * 2**20, 2 * 2**20]
+    prefix.write("small", memoryview(content)[:100])
+    assert len(taken) == 3
+    assert prefix.read("large") == content
+    assert prefix.read("small") == content[:100]

@@ -1,7 +1,9 @@
 """Ranks write their parts beside each other, and a checkpoint is there when all have."""
 
 import json
+import threading
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -16,16 +18,19 @@ from tests.helpers.engines import save_now
 from tests.helpers.latents import assert_equal
 from tests.helpers.ranks import run_ranks
 from tests.helpers.small_engine import average, small_engine, step
-from training.engine.checkpoint import COMMIT, Progress, file_name, require_checkpoint
-from training.engine.pieces import EMA, MODEL, OPTIMIZER
+from training.engine.checkpoint import Progress, file_name, require_checkpoint
+from training.engine.commit import COMMIT
+from training.engine.pieces import EMA, MODEL, OPTIMIZER, pieces_of
 from training.engine.retention import Keep
+from training.engine.saving import Saver
 from training.engine.strategy import Engine
 
+HANG = 1.0  # seconds
 WHOLE, SLOW, FAILED = (f"{updates:08d}" for updates in (1, 2, 3))
 
 
 def save_in_turn(folder: str) -> dict[str, Any]:
-    """For `run_ranks`: a checkpoint, one of which rank 1 is late, and one that it cannot write."""
+    """For `run_ranks`: a checkpoint, and three of which rank 1 is late with, cannot, and hangs."""
     with mock.patch.object(dist, "destroy_process_group"):
         engine = small_engine(seed=0, kind="ddp")
         step(engine)
@@ -34,6 +39,7 @@ def save_in_turn(folder: str) -> dict[str, Any]:
         facts: dict[str, Any] = {"weights": dict(engine.module.state_dict())}
         _save_late(out, engine, facts)
         _save_in_vain(out, engine, facts)
+        _save_for_ever(out, engine, facts)
         engine.close()
     return facts
 
@@ -77,6 +83,25 @@ def _save_in_vain(out: Prefix, engine: Engine, facts: dict[str, Any]) -> None:
         facts["seconds"] = time.monotonic() - began
 
 
+def _save_for_ever(out: Prefix, engine: Engine, facts: dict[str, Any]) -> None:
+    """Rank 1's disk takes no more; each rank's own write before that takes most of the limit."""
+    write = Prefix.write
+
+    def hanging(self: Prefix, name: str, content: bytes | memoryview) -> None:
+        if name == file_name(EMA, 1):
+            threading.Event().wait()
+        time.sleep(0.7 * HANG)
+        write(self, name, content)
+
+    with mock.patch.object(Prefix, "write", hanging), closing(Saver(out, engine, Keep(9))) as saver:
+        saver.hang_seconds = HANG
+        saver.save(pieces_of(engine, {EMA: average(engine)}), Progress(16, 4))
+        try:
+            saver.finish()
+        except RunError as error:
+            facts["hung"] = str(error)
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
     """A run's folder, and what two ranks tell of it."""
@@ -115,3 +140,11 @@ def test_a_rank_that_cannot_write_ends_all_and_no_checkpoint_comes_of_it(run: Ru
     checkpoint = require_checkpoint(open_prefix(str(folder), "out"))
     assert checkpoint.progress.updates == 2
     assert_equal(checkpoint.weights(), facts[0]["weights"])
+
+
+def test_a_rank_whose_write_never_ends_is_named_by_all(run: Run) -> None:
+    _, facts = run
+    lines = {fact["hung"] for fact in facts}
+    (line,) = lines
+    assert f"no progress with a checkpoint for {HANG:g} s: rank 1 still writes" in line
+    assert f"{file_name(EMA, 1)};" in line and "rank 0" not in line

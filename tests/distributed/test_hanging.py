@@ -16,11 +16,12 @@ import psutil
 import pytest
 
 from data.collate import latent_batch
-from data.manifest import sha256
 from tests.helpers.commands import ENVIRONMENT, LDM, running_ldm, wait_for_end, wait_until
 from tests.helpers.latents import SMALL_UNET, train_small
 from tests.helpers.processes import free_ports, kill_process, start_process
 from tests.helpers.ranks import run_ranks
+from training.engine.saving import hash_of
+from training.engine.stored import check
 
 LIMIT, GRACE = 3.0, 8.0
 ENDLESS = (
@@ -60,21 +61,30 @@ def sleep_for_ever(stalled: Path) -> None:
 
 
 def train_and_stall(latents: Path, out: Path, stalled: Path) -> None:
-    """For `run_ranks`: rank 0 saves for longer than the limit; rank 1 never gets a sixth batch."""
+    """For `run_ranks`: rank 1 reads its checkpoint, and rank 0 saves, for longer than the limit.
+
+    Then rank 1 never gets a sixth batch.
+    """
 
     def collate(corpus: Any, places: range) -> Any:
         if os.environ["RANK"] == "1" and places.start >= 5 * 8:
             sleep_for_ever(stalled)
         return latent_batch(corpus, places)
 
-    def hash_slowly(content: memoryview) -> str:
+    def hash_slowly(*given: Any) -> str:
         if os.environ["RANK"] == "0":
             time.sleep(LIMIT / 2)  # for each of several files
-        return sha256(content)
+        return hash_of(*given)
+
+    def check_slowly(*given: Any) -> None:
+        if os.environ["RANK"] == "1":
+            time.sleep(LIMIT / 2)  # for each of them, before ranks meet
+        check(*given)
 
     patches = {
         "training.feed.latent_batch": collate,
-        "training.engine.saving.sha256": hash_slowly,
+        "training.engine.saving.hash_of": hash_slowly,
+        "training.engine.checkpoint.check": check_slowly,
     }
     with ExitStack() as patched:
         for name, function in patches.items():
@@ -87,6 +97,7 @@ def test_a_rank_whose_reading_never_ends_is_named_and_a_slow_one_is_not(
     latents: Path, tmp_path: Path
 ) -> None:
     stalled = tmp_path / "stalled"
+    train_small(latents, tmp_path / "run", "train.samples=8")
     with pytest.raises(AssertionError, match="exit code 1") as ended:
         run_ranks(train_and_stall, 2, latents, tmp_path / "run", stalled)
     assert time.time() - stalled.stat().st_mtime < LIMIT + GRACE

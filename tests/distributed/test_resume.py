@@ -1,6 +1,7 @@
 """A run that stops and goes on ends where one without a stop does, on these ranks or on others."""
 
 import shutil
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -26,6 +27,7 @@ from training.averages import kind_of
 from training.diffuse import build_unet
 from training.engine.build import build_engine
 from training.engine.checkpoint import restore_optimizer
+from training.engine.pieces import EMA
 from training.engine.shares import kept_of
 from training.loss_scale import LossScale
 from training.run import read_run
@@ -133,7 +135,7 @@ def _restore_and_save(latents: Path, source: Path, kind: str, target: Path) -> N
         EngineConfig(kind=EngineKind(kind), precision=Precision.fp32), optimizer, model, 1, 1
     )
     restore_optimizer(engine, checkpoint)
-    ema = kept_of(engine, checkpoint.averages())
+    ema = kept_of(engine, partial(checkpoint.values, EMA))
     out = open_prefix(str(target), "out")
     save_now(out, engine, ema, checkpoint.progress)
     if engine.world.main:

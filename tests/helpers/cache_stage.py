@@ -12,6 +12,7 @@ from tests.helpers import latents
 from tests.helpers.caches import run_cache
 from tests.helpers.raw_images import write_raw
 from tests.helpers.tiny_bert import tiny_bert
+from training.engine.commit import COMMIT, seal, unseal
 
 SHARDS = (5, 4)
 
@@ -96,7 +97,7 @@ def flip_weights(run: Path) -> None:
     file = weights_of(run)
     flip_byte(file)
 
-    def pin(commit: Any) -> None:
-        commit["files"][file.name]["sha256"] = sha256(file.read_bytes())
-
-    edit_json(file.parent / "commit.json", pin)
+    record = file.parent / COMMIT
+    commit = unseal(record.read_bytes())
+    commit["files"][file.name]["sha256"] = sha256(file.read_bytes())
+    record.write_bytes(seal(commit))

@@ -17,6 +17,7 @@ from data.spec import LatentSpec, TextSpec
 from data.storage import open_prefix
 from training.diffuse import train_denoiser
 from training.engine.checkpoint import Checkpoint, latest_checkpoint
+from training.engine.fragments import Fragment
 from training.engine.pieces import OPTIMIZER
 
 CHANNELS, SIZE, WIDTH = 4, 8, 12
@@ -128,17 +129,18 @@ def checkpoint_of(run: Path) -> Checkpoint:
 
 def adam_moments(checkpoint: Checkpoint) -> dict[str, Tensor]:
     """Both moments of every parameter, flat, from all ranks' files, as `PARAMETER|MOMENT`."""
-    runs = checkpoint.runs(OPTIMIZER)
-    return {f"{name}|{state}": _joined(parts) for (name, state), parts in runs.items()}
-
-
-def _joined(parts: list[tuple[int, Tensor]]) -> Tensor:
-    parts = sorted(parts, key=lambda part: part[0])
-    end = 0
-    for start, tensor in parts:
-        assert start == end, "pieces overlap or leave a gap"
-        end += len(tensor)
-    return torch.cat([tensor for _, tensor in parts])
+    wanted = []
+    for (name, state), runs in checkpoint.runs(OPTIMIZER).items():
+        end = 0
+        for run in sorted(runs, key=lambda run: run.start):
+            assert run.start == end, "pieces overlap or leave a gap"
+            end += run.length
+        wanted.append((Fragment(name, state, 0), end))
+    values = checkpoint.fetch(OPTIMIZER, wanted)
+    return {
+        f"{place.parameter}|{place.state}": value
+        for (place, _), value in zip(wanted, values, strict=True)
+    }
 
 
 def assert_equal(a: dict[str, Any], b: dict[str, Any]) -> None:

@@ -10,13 +10,15 @@ from training.engine.build import build_engine
 from training.engine.strategy import Engine
 
 
-def small_engine(seed: int, kind: str = "single") -> Engine:
+def small_engine(seed: int, kind: str = "single", channels_last: bool | None = None) -> Engine:
     """A fresh engine whose weights follow from the seed."""
     forget_engine()
     torch.manual_seed(seed)
     network = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(12, 5))
     config = OptimizerConfig(lr=0.1)
-    engine = EngineConfig(kind=EngineKind(kind), precision=Precision.fp32)
+    engine = EngineConfig(
+        kind=EngineKind(kind), precision=Precision.fp32, channels_last=channels_last
+    )
     return build_engine(engine, config, network, 4, 1)
 
 

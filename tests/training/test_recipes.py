@@ -1,6 +1,7 @@
 """Every recipe trains: a step of each, its UNet made small."""
 
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -87,11 +88,29 @@ def test_a_run_starts_with_the_averaged_weights_of_another(latents: Path, tmp_pa
     averages = checkpoint_of(tmp_path / "first").averages()
     for name, weights in checkpoint_of(tmp_path / "second").weights().items():
         torch.testing.assert_close(weights, averages[name], rtol=0, atol=1e-9)
-    # The same command goes on; with other weights to start from it is another run.
-    train_small(latents, tmp_path / "second", *from_first)
-    train_small(latents, tmp_path / "first", "train.samples=32")
-    with pytest.raises(UserError, match="out="):
-        train_small(latents, tmp_path / "second", *from_first)
+
+
+def test_a_run_goes_on_whatever_becomes_of_what_it_started_from(
+    latents: Path, tmp_path: Path
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    train_small(latents, first, "train.samples=16")
+    from_first = ("optimizer.decay=constant", f"start_from={first}")
+    train_small(latents, second, *from_first, "train.samples=8")
+    train_small(latents, first, "train.samples=24")  # goes on, so its averages are others
+    train_small(latents, second, *from_first, "train.samples=16")
+    shutil.copytree(first, tmp_path / "moved")
+    with pytest.raises(UserError, match=r"start_from=.*moved: has other weights than .*second"):
+        moved = ("optimizer.decay=constant", f"start_from={tmp_path / 'moved'}")
+        train_small(latents, second, *moved, "train.samples=24")
+    shutil.rmtree(first)
+    train_small(latents, second, *from_first, "train.samples=24")
+    assert checkpoint_of(second).progress.samples_seen == 24
+    # What has saved nothing yet has to begin, and then with the same.
+    shutil.rmtree(second / "checkpoints")
+    shutil.move(tmp_path / "moved", first)
+    with pytest.raises(UserError, match=r"start_from=.*first: has other weights"):
+        train_small(latents, second, *from_first, "train.samples=24")
 
 
 def test_a_run_of_another_unet_cannot_be_started_from(latents: Path, tmp_path: Path) -> None:

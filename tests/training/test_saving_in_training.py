@@ -9,7 +9,9 @@ import torch
 
 from conf.errors import RunError
 from data.storage import Prefix, open_prefix
+from tests.helpers.holding import held_by_a_process
 from tests.helpers.latents import checkpoint_of, train_small, write_latents
+from training.engine.lease import LEASE
 from training.engine.strategy import Engine
 from training.tracking.files import read_metrics
 
@@ -116,6 +118,23 @@ def test_a_last_checkpoint_that_fails_is_no_success(
     assert not (tmp_path / "summary.json").exists()
 
 
+def test_a_run_that_another_process_trains_is_refused_until_that_one_is_gone(
+    latents: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    train_small(latents, run, "train.samples=8")
+    files = open_prefix(str(run), "out").files()
+    with held_by_a_process(open_prefix(str(run), "out"), tmp_path / "log") as process:
+        with pytest.raises(RunError, match=r"run: process \d+ of \S+ is training this run"):
+            train_small(latents, run, "train.samples=16")
+        process.kill()
+        process.wait()
+        assert open_prefix(str(run), "out").files().keys() == {*files, LEASE}
+        train_small(latents, run, "train.samples=16")
+    assert checkpoint_of(run).progress.samples_seen == 16
+    assert not (run / LEASE).exists()
+
+
 def test_the_best_by_validation_is_kept(tmp_path: Path) -> None:
     """The learning rate is so high that what comes later is worse."""
     write_latents(tmp_path / "latents")
@@ -144,3 +163,7 @@ def test_the_best_by_validation_is_kept(tmp_path: Path) -> None:
         assert commit["val_loss"] == line["val_loss"]
     checkpoint = checkpoint_of(run)
     assert checkpoint.val_loss == lines[-1]["val_loss"]
+    assert checkpoint.validation == commits["00000006"]["validation"] is not None
+    train_small(tmp_path / "latents", run, *settings, "train.samples=56", "validation.seed=1")
+    assert checkpoint_of(run).validation not in (None, checkpoint.validation)
+    assert sorted(x.name for x in run.glob("checkpoints/*")) == [min(commits), "00000007"]

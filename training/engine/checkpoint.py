@@ -8,29 +8,26 @@ and SHA-256. Without `commit.json` it does not exist.
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from safetensors.torch import load
 from torch import Tensor
 
 from conf.enums import Precision
 from conf.errors import RunError, UserError
-from data.manifest import sha256
 from data.say import say
 from data.storage import Prefix
+from training.engine.commit import COMMIT, BrokenCheckpoint, unseal
 from training.engine.fragments import Fragment, restore_fragments
 from training.engine.pieces import EMA, MODEL, OPTIMIZER, VALUES
+from training.engine.stored import Runs, check, find_runs, in_order, read_run
 from training.engine.strategy import Engine
+from training.engine.world import current_world
 from training.loss_scale import LossScale
 
 FOLDER = "checkpoints"
-COMMIT = "commit.json"
-
-# Runs of flattened tensors with their first elements, by parameter and state.
-Runs = dict[tuple[str, str], list[tuple[int, Tensor]]]
 
 
 def file_name(kind: str, rank: int) -> str:
@@ -71,7 +68,7 @@ def _parse_progress(commit: Mapping[str, Any]) -> Progress:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A committed checkpoint whose files were checked against their hashes when they were read.
+    """A committed checkpoint; what is read of it has to be checked first.
 
     Attributes:
         folder: Where it is.
@@ -79,7 +76,9 @@ class Checkpoint:
         shapes: Of the whole parameters, by name.
         progress: Where the run was.
         val_loss: Of the last validation before it; None if there was none.
+        validation: What tells that validation from others.
         tracker: The id of the W&B run that holds the record; None if there was none.
+        on_piece: Called again and again while it is checked and read, for that may take long.
     """
 
     folder: Prefix
@@ -87,7 +86,22 @@ class Checkpoint:
     shapes: Mapping[str, list[int]]
     progress: Progress
     val_loss: float | None
+    validation: str | None = None
     tracker: str | None = None
+    on_piece: Callable[[], None] = field(default=lambda: None, compare=False)
+
+    def check(self, kinds: Collection[str] | None = None) -> None:
+        """Hold files to their hashes.
+
+        Args:
+            kinds: Of the files that will be read; None is all.
+
+        Raises:
+            BrokenCheckpoint: One is missing, or is not what was committed.
+        """
+        for name in self._names(kinds):
+            record = self.files[name]
+            check(self.folder, name, record["bytes"], record["sha256"], self.on_piece)
 
     def weights(self) -> dict[str, Tensor]:
         """Whole weights, on the CPU, by the names of the parameters."""
@@ -97,25 +111,50 @@ class Checkpoint:
         """Whole averages, likewise."""
         return self.whole(EMA)
 
-    def runs(self, kind: str) -> Runs:
-        """What all ranks' files of a kind hold."""
-        found: Runs = {}
-        for name in sorted(self.files):
-            if name.startswith(f"{kind}-"):
-                content = _checked(self.folder, name, self.files[name]["sha256"])
-                for text, tensor in load(content).items():
-                    place = Fragment.parse(text)
-                    runs = found.setdefault((place.parameter, place.state), [])
-                    runs.append((place.start, tensor))
-        return found
-
     def whole(self, kind: str) -> dict[str, Tensor]:
         """Whole tensors of a kind of file, one for each parameter."""
-        runs = self.runs(kind)
+        spans = [(name, 0, math.prod(shape)) for name, shape in self.shapes.items()]
         return {
-            name: _cut(runs[name, VALUES], 0, math.prod(shape)).reshape(shape)
-            for name, shape in self.shapes.items()
+            name: values.reshape(shape)
+            for (name, shape), values in zip(
+                self.shapes.items(), self.values(kind, spans), strict=True
+            )
         }
+
+    def values(self, kind: str, spans: Iterable[tuple[str, int, int]]) -> Iterator[Tensor]:
+        """Parts of flattened weights or averages, in the order in which they are asked for.
+
+        Args:
+            kind: Of file.
+            spans: Parameter, first element and number of elements of each.
+        """
+        return self.fetch(kind, [(Fragment(name, VALUES, start), n) for name, start, n in spans])
+
+    def fetch(self, kind: str, wanted: Iterable[tuple[Fragment, int]]) -> Iterator[Tensor]:
+        """Parts of flattened tensors, on the CPU, in the order in which they are asked for.
+
+        Only they are read, whatever ranks wrote them, and only some of them are in memory at once.
+
+        Args:
+            kind: Of file.
+            wanted: Each with its number of elements.
+        """
+        runs = self.runs(kind)
+
+        def read(one: tuple[Fragment, int]) -> Tensor:
+            place, length = one
+            return read_run(self.folder, runs[place.parameter, place.state], place.start, length)
+
+        for values in in_order(read, wanted):
+            self.on_piece()
+            yield values
+
+    def runs(self, kind: str) -> Runs:
+        """Where all ranks' files of a kind hold what."""
+        return find_runs(self.folder, self._names([kind]))
+
+    def _names(self, kinds: Collection[str] | None) -> list[str]:
+        return sorted(x for x in self.files if kinds is None or x.rpartition("-")[0] in kinds)
 
 
 def digest_of(tensors: Mapping[str, Tensor]) -> str:
@@ -130,32 +169,36 @@ def digest_of(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-class BrokenCheckpoint(RunError):
-    """A checkpoint's file is missing or is not what was committed."""
-
-
 def checkpoint_steps(out: Prefix) -> list[str]:
     """Names of the run's committed checkpoints, oldest first."""
     return [step for step in out.names(FOLDER) if out.exists(f"{FOLDER}/{step}/{COMMIT}")]
 
 
-def latest_checkpoint(out: Prefix) -> Checkpoint | None:
+def latest_checkpoint(
+    out: Prefix,
+    kinds: Collection[str] | None = None,
+    on_piece: Callable[[], None] = lambda: None,
+) -> Checkpoint | None:
     """The newest checkpoint whose files are all as committed, or None if none was ever saved.
 
-    A broken one is passed over, and said so.
+    A broken one is passed over, and rank 0 says so.
+
+    Args:
+        out: The run.
+        kinds: Of the files that will be read, and are checked; None is all.
+        on_piece: Called again and again while it is checked, and while it is read.
 
     Raises:
         RunError: There are checkpoints, and all are broken.
     """
     steps = checkpoint_steps(out)
     for step in reversed(steps):
-        folder = out / f"{FOLDER}/{step}"
         try:
-            checkpoint = read_checkpoint(out, step)
-            for name, record in checkpoint.files.items():
-                _checked(folder, name, record["sha256"])
-        except (BrokenCheckpoint, FileNotFoundError, ValueError, KeyError) as error:
-            say(f"checkpoint {step} is broken ({error}); falling back to the one before it")
+            checkpoint = read_checkpoint(out, step, on_piece)
+            checkpoint.check(kinds)
+        except BrokenCheckpoint as error:
+            if current_world().main:  # one line, not one of each rank
+                say(f"checkpoint {step} is broken ({error}); falling back to the one before it")
             continue
         return checkpoint
     if steps:
@@ -166,8 +209,14 @@ def latest_checkpoint(out: Prefix) -> Checkpoint | None:
     return None
 
 
-def read_checkpoint(out: Prefix, step: str) -> Checkpoint:
-    """A committed checkpoint as its record has it; its files are checked when they are read."""
+def read_checkpoint(
+    out: Prefix, step: str, on_piece: Callable[[], None] = lambda: None
+) -> Checkpoint:
+    """A committed checkpoint as its record has it; its files are not looked at yet.
+
+    Raises:
+        BrokenCheckpoint: The record is not what was written.
+    """
     commit = read_commit(out, step)
     return Checkpoint(
         folder=out / f"{FOLDER}/{step}",
@@ -175,23 +224,35 @@ def read_checkpoint(out: Prefix, step: str) -> Checkpoint:
         shapes=commit["shapes"],
         progress=_parse_progress(commit),
         val_loss=commit["val_loss"],
-        tracker=commit.get("tracker"),
+        validation=commit["validation"],
+        tracker=commit["tracker"],
+        on_piece=on_piece,
     )
 
 
 def read_commit(out: Prefix, step: str) -> dict[str, Any]:
-    """What a committed checkpoint says of itself."""
-    commit: dict[str, Any] = json.loads(out.read(f"{FOLDER}/{step}/{COMMIT}"))
-    return commit
+    """What a committed checkpoint says of itself.
+
+    Raises:
+        BrokenCheckpoint: That is not what was written.
+    """
+    try:
+        return unseal(out.read(f"{FOLDER}/{step}/{COMMIT}"))
+    except FileNotFoundError:  # removed since it was listed
+        raise BrokenCheckpoint(f"{COMMIT} is missing") from None
 
 
-def require_checkpoint(out: Prefix) -> Checkpoint:
+def require_checkpoint(out: Prefix, kinds: Collection[str] | None = None) -> Checkpoint:
     """The newest whole checkpoint.
+
+    Args:
+        out: The run.
+        kinds: Of the files that will be read, and are checked; None is all.
 
     Raises:
         UserError: The run has none.
     """
-    checkpoint = latest_checkpoint(out)
+    checkpoint = latest_checkpoint(out, kinds)
     if checkpoint is None:
         raise UserError(
             f"{out.setting}={out.url}",
@@ -204,37 +265,5 @@ def require_checkpoint(out: Prefix) -> Checkpoint:
 def restore_optimizer(engine: Engine, checkpoint: Checkpoint) -> None:
     """Put the optimizer's state back, whatever engine and number of ranks wrote it."""
     applied = checkpoint.progress.updates - checkpoint.progress.skipped
-    if not applied:  # there is no state yet
-        return
-    runs = checkpoint.runs(OPTIMIZER)
-
-    def read(parameter: str, state: str, start: int, length: int) -> Tensor:
-        return _cut(runs[parameter, state], start, length)
-
-    restore_fragments(engine, applied, read)
-
-
-def _cut(runs: Iterable[tuple[int, Tensor]], start: int, length: int) -> Tensor:
-    """Elements `start` to `start + length` out of runs that together hold them."""
-    ordered = sorted(runs, key=lambda run: run[0])
-    if ordered[0][0] == start and len(ordered[0][1]) == length:
-        return ordered[0][1]
-    result = ordered[0][1].new_empty(length)
-    filled = 0
-    for first, tensor in ordered:
-        low, high = max(start, first), min(start + length, first + len(tensor))
-        if low < high:
-            result[low - start : high - start] = tensor[low - first : high - first]
-            filled += high - low
-    assert filled == length, f"{filled} of {length} elements found"
-    return result
-
-
-def _checked(folder: Prefix, name: str, expected: str) -> bytes:
-    try:
-        content = folder.read(name)
-    except FileNotFoundError:
-        raise BrokenCheckpoint(f"{name} is missing") from None
-    if sha256(content) != expected:
-        raise BrokenCheckpoint(f"{name} is not what was committed")
-    return content
+    if applied:  # or there is no state yet
+        restore_fragments(engine, applied, lambda wanted: checkpoint.fetch(OPTIMIZER, wanted))

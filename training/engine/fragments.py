@@ -4,7 +4,7 @@ A fragment is a run of one parameter's flattened state: (parameter, kind of stat
 gives the fragments that it holds; any rank of any engine can put its own together from them.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -39,8 +39,8 @@ class Fragment:
         return cls(parameter, state, int(start))
 
 
-# Gives the elements `start` to `start + length` of a parameter's flattened state.
-ReadState = Callable[[str, str, int, int], Tensor]
+# Gives runs of flattened state, (length,) each, in the order of where they start and their lengths.
+ReadState = Callable[[Sequence[tuple[Fragment, int]]], Iterable[Tensor]]
 
 
 def collect_fragments(engine: Engine) -> Iterator[tuple[Fragment, Tensor]]:
@@ -63,8 +63,9 @@ def restore_fragments(engine: Engine, updates: int, read: ReadState) -> None:
     """
     weights = flat_partitions(engine) if engine.zero_stage else engine.module.parameters()
     start_state(engine.optimizer, weights, updates)
-    for place, state in _views(engine):
-        values = read(place.parameter, place.state, place.start, state.numel())
+    kept = [*_views(engine)]
+    wanted = [(place, state.numel()) for place, state in kept]
+    for (_, state), values in zip(kept, read(wanted), strict=True):
         state.copy_(values.reshape(state.shape))
 
 

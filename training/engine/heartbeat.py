@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from torch.distributed import TCPStore
 
@@ -38,13 +38,12 @@ class Heartbeat:
     Args:
         world: This rank.
         limit: Seconds that all ranks together may make no progress; 0 watches nothing.
-        step: Updates made so far.
     """
 
-    def __init__(self, world: World, limit: float, step: int) -> None:
+    def __init__(self, world: World, limit: float) -> None:
         self._world, self._limit = world, limit
-        self._first = step
-        self._at = (step, Phase.starting, 0)  # replaced whole: another thread reads it
+        self._first = 0
+        self._at = (0, Phase.starting, 0)  # replaced whole: another thread reads it
         self._progressed = self._answered = time.monotonic()
         self._read = -float("inf")  # when all pulses were read
         self._seen: dict[int, tuple[Pulse, float]] = {}  # and when it was new
@@ -57,6 +56,11 @@ class Heartbeat:
     def beat(self, step: int, phase: Phase) -> None:
         """Say that this rank gets on, and what it does now. Costs next to nothing."""
         self._at = (step, phase, self._at[2] + 1)
+
+    def begin(self, step: int) -> None:
+        """Say how many updates were made by earlier processes; the next one is the first here."""
+        self._first = step
+        self.beat(step, Phase.starting)
 
     @property
     def beats(self) -> int:
@@ -105,8 +109,7 @@ class Heartbeat:
             if now_beats != beats or moved or waiting_for_store():
                 beats, self._progressed = now_beats, time.monotonic()
             if line := self._judge(time.monotonic()):
-                leave_last_words(line, 1)
-                os._exit(1)
+                give_up(line)
 
     def _look(self, count: int) -> Pulse:
         step, phase, _ = self._at
@@ -192,6 +195,16 @@ class Heartbeat:
             if pulse.mark and process_mark(pulse.process) == pulse.mark:
                 with suppress(ProcessLookupError):
                     os.kill(pulse.process, signal.SIGKILL)
+
+
+def give_up(line: str) -> NoReturn:
+    """End this process at once: what hangs, a collective or a disk, would hold up every other end.
+
+    Args:
+        line: Why.
+    """
+    leave_last_words(line, 1)
+    os._exit(1)
 
 
 def _address() -> tuple[str, str]:

@@ -1,12 +1,17 @@
 """Which checkpoints of a run are kept. What goes loses its commit first."""
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
 from data.storage import Prefix
-from training.engine.checkpoint import COMMIT, FOLDER, checkpoint_steps, read_commit
+from training.engine.checkpoint import FOLDER, checkpoint_steps, read_commit
+from training.engine.commit import COMMIT, BrokenCheckpoint
+
+# A validation loss and what tells its validation from others; None if there was none.
+Measured = tuple[float, str | None] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +21,8 @@ class Keep:
     Args:
         last: So many of the newest.
         every_samples: The first after each multiple of it; None keeps none.
-        best: So many with the lowest validation loss.
+        best: So many with the lowest validation loss, of each validation that there was: losses
+            on other samples or noise are not to be compared.
     """
 
     last: int
@@ -27,18 +33,23 @@ class Keep:
 ALL = Keep(last=1, every_samples=1)
 
 
-def kept_steps(seen: Mapping[str, int], losses: Mapping[str, float | None], keep: Keep) -> set[str]:
+def kept_steps(seen: Mapping[str, int], losses: Mapping[str, Measured], keep: Keep) -> set[str]:
     """Names of the checkpoints that are kept.
 
     Args:
         seen: Samples seen by name, oldest first.
-        losses: Validation losses by name, where there was a validation.
+        losses: What was measured, by name.
         keep: What is asked for.
     """
     kept = set([*seen][-keep.last :])
     if keep.every_samples:
         kept |= set(first_of_each(seen, keep.every_samples))
-    return kept | set(best_of(losses, keep.best))
+    alike: dict[str | None, dict[str, float]] = defaultdict(dict)
+    for step, measured in losses.items():
+        if measured is not None:
+            loss, validation = measured
+            alike[validation][step] = loss
+    return kept.union(*(best_of(those, keep.best) for those in alike.values()))
 
 
 def first_of_each(seen: Mapping[str, int], every: int) -> list[str]:
@@ -56,14 +67,14 @@ def first_of_each(seen: Mapping[str, int], every: int) -> list[str]:
     return first
 
 
-def best_of(losses: Mapping[str, float | None], count: int) -> list[str]:
+def best_of(losses: Mapping[str, float], count: int) -> list[str]:
     """Names of those with the lowest finite loss, the best first.
 
     Of several that share one, for nothing was measured between them, the first is the best: it is
     the nearest to what was measured.
     """
-    measured = {x: loss for x, loss in losses.items() if loss is not None and math.isfinite(loss)}
-    return sorted(measured, key=lambda step: (measured[step], step))[:count]
+    finite = [step for step, loss in losses.items() if math.isfinite(loss)]
+    return sorted(finite, key=lambda step: (losses[step], step))[:count]
 
 
 def remove_others(out: Prefix, newest: str, keep: Keep) -> None:
@@ -71,14 +82,14 @@ def remove_others(out: Prefix, newest: str, keep: Keep) -> None:
 
     What is older may be a killed process's leavings; what is newer was broken and given up.
     """
-    commits = {}
+    seen: dict[str, int] = {}
+    losses: dict[str, Measured] = {}
     for step in checkpoint_steps(out):
         if step <= newest:
-            with suppress(ValueError, KeyError):  # one that is broken is not kept
+            with suppress(BrokenCheckpoint):  # one that is broken is not kept
                 commit = read_commit(out, step)
-                commits[step] = commit["samples_seen"], commit["val_loss"]
-    seen = {step: samples for step, (samples, _) in commits.items()}
-    losses = {step: loss for step, (_, loss) in commits.items()}
+                seen[step], loss = commit["samples_seen"], commit["val_loss"]
+                losses[step] = None if loss is None else (loss, commit["validation"])
     kept = kept_steps(seen, losses, keep)
     for step in out.names(FOLDER):
         if step not in kept:

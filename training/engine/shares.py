@@ -5,7 +5,7 @@ length on all ranks, so the last ones' may be shorter or empty. Under ZeRO-3 it 
 weights either. Functions that talk to the other ranks say so.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -14,6 +14,8 @@ from torch import Tensor
 
 from training.engine.strategy import Engine
 from training.engine.world import World
+
+Span = tuple[str, int, int]  # a parameter, the first element and the number of elements
 
 
 def kept_weights(engine: Engine) -> list[Tensor]:
@@ -34,20 +36,23 @@ def kept_weights(engine: Engine) -> list[Tensor]:
     ]
 
 
-def kept_of(engine: Engine, tensors: Mapping[str, Tensor]) -> list[Tensor]:
-    """What this rank would keep of whole tensors, in the order of the parameters.
+def kept_of(engine: Engine, read: Callable[[list[Span]], Iterable[Tensor]]) -> list[Tensor]:
+    """What this rank keeps of an average, in the order of the parameters.
 
     Args:
         engine: The engine.
-        tensors: One of each parameter's shape, by its name.
+        read: Gives the spans that are wanted, flat, in their order.
     """
     kept = [torch.zeros_like(weights) for weights in kept_weights(engine)]
-    for (name, parameter), own in zip(engine.module.named_parameters(), kept, strict=True):
+    spans = [
+        (name, *(share_of(engine, parameter) if engine.zero_stage else (0, parameter.numel())))
+        for name, parameter in engine.module.named_parameters()
+    ]
+    for own, values in zip(kept, read(spans), strict=True):
         if engine.zero_stage:
-            start, length = share_of(engine, parameter)
-            own[:length] = tensors[name].flatten()[start : start + length]
+            own[: len(values)] = values  # ZeRO-3 fills the last ranks' shares up
         else:
-            own.copy_(tensors[name])
+            own.copy_(values.view(own.shape))
     return kept
 
 

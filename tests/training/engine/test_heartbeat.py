@@ -23,7 +23,7 @@ def test_a_rank_that_is_done_says_so_and_one_that_fails_does_not(
     store: TCPStore, fails: bool
 ) -> None:
     try:
-        with Heartbeat(World(1, 2), 4.0, step=0) as heart:
+        with Heartbeat(World(1, 2), 4.0) as heart:
             heart.beat(3, Phase.saving)
             store.wait(["ldm-pulse/0/1"])
             if fails:
@@ -34,7 +34,7 @@ def test_a_rank_that_is_done_says_so_and_one_that_fails_does_not(
 
 
 def test_each_item_is_a_beat_of_the_same_place() -> None:
-    heart = Heartbeat(World(0, 1), 0.0, step=0)
+    heart = Heartbeat(World(0, 1), 0.0)
     heart.beat(3, Phase.computing)
     before = heart._at
     assert list(heart.each("ab")) == ["a", "b"]
@@ -42,5 +42,5 @@ def test_each_item_is_a_beat_of_the_same_place() -> None:
 
 
 def test_one_rank_watches_nothing() -> None:
-    with Heartbeat(World(0, 1), 2.0, step=0) as heart:
+    with Heartbeat(World(0, 1), 2.0) as heart:
         assert not heart._threads

@@ -1,7 +1,9 @@
 """Checkpoints are written while training goes on, one at a time, and failures are heard of."""
 
+import json
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -167,6 +169,72 @@ def test_a_store_that_fails_ends_the_run_and_commits_nothing(
     checkpoint = latest_checkpoint(out)
     assert checkpoint is not None
     assert checkpoint.progress.updates == 1
+
+
+def test_old_checkpoints_that_cannot_be_removed_end_nothing(
+    engine: Engine,
+    out: Prefix,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The new one is whole, and that is what counts."""
+    save_now(out, engine, average(engine), Progress(4, 1))
+    remove, committed = Prefix.remove, []
+
+    def failing(self: Prefix, name: str) -> None:
+        if name.endswith("00000001"):
+            raise PermissionError("not yours")
+        remove(self, name)
+
+    monkeypatch.setattr(Prefix, "remove", failing)
+    with closing(Saver(out, engine, Keep(1))) as saver:
+        saver.on_commit = lambda step, record: committed.append(step)
+        saver.save(pieces_of(engine, {EMA: average(engine)}), Progress(8, 2))
+        saver.finish()
+        assert not saver.failed
+    assert committed == ["00000002"]
+    assert "old checkpoints could not be removed (not yours); going on" in capsys.readouterr().out
+    assert require_checkpoint(out).progress.updates == 2
+    monkeypatch.undo()
+    save_now(out, engine, average(engine), Progress(12, 3))
+    assert out.names("checkpoints") == ["00000003"]
+
+
+def test_a_disk_that_takes_nothing_more_is_told_from_a_slow_one(
+    engine: Engine, saver: Saver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, full = Prefix.write, threading.Event()
+
+    def slow(self: Prefix, name: str, content: bytes | memoryview) -> None:
+        while name == "ema-00000.safetensors" and full.is_set():
+            time.sleep(0.1)
+        for _ in range(4 if name.startswith("model-") else 0):  # pieces of a large file
+            time.sleep(0.2)
+            self.on_piece()
+        write(self, name, content)
+
+    monkeypatch.setattr(Prefix, "write", slow)
+    saver.hang_seconds = 0.5
+    saver.save(pieces_of(engine, {EMA: average(engine)}), Progress(4, 1))
+    saver.finish()
+    full.set()
+    saver.save(pieces_of(engine, {EMA: average(engine)}), Progress(8, 2))
+    try:
+        with pytest.raises(RunError, match=r"no progress .* for 0\.5 s: rank 0 still writes ema-"):
+            saver.finish()
+    finally:
+        full.clear()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_record_is_json_whatever_was_measured(
+    engine: Engine, out: Prefix, saver: Saver, value: float
+) -> None:
+    saver.val_loss, saver.validation = value, "v"
+    saver.save(pieces_of(engine, {EMA: average(engine)}), Progress(4, 1))
+    saver.finish()
+    json.loads(out.read("checkpoints/00000001/commit.json"), parse_constant=pytest.fail)
+    assert require_checkpoint(out).val_loss is None
 
 
 def test_a_failure_is_told_by_the_next_save_at_the_latest(
