@@ -16,6 +16,7 @@ from conf.clusters import (
 )
 from conf.errors import UserError
 from conf.groups import ClusterConfig
+from conf.place_rules import check_places
 
 KINDS = ("local", "slurm", "kubernetes", "skypilot")
 NAME = re.compile(r"[a-z]([-a-z0-9]{0,48}[a-z0-9])?")
@@ -29,7 +30,6 @@ PLAIN_SETTINGS = (
     *("container_mounts", "address", "logs", "flags", "image", "volumes", "selector"),
     *("gpu_resource", "infra", "accelerator"),
 )
-URLS = ("out", "checkpoint")
 
 
 def check_cluster(config: Any, cluster: ClusterConfig, spread: bool) -> None:
@@ -56,6 +56,7 @@ def check_cluster(config: Any, cluster: ClusterConfig, spread: bool) -> None:
         _remote(cluster)
         if hasattr(config, "sweep"):
             _sweep(cluster)
+        check_places(config, cluster)
     if isinstance(cluster, SlurmCluster):
         for flag in cluster.flags:
             if not flag.startswith("--"):
@@ -65,12 +66,8 @@ def check_cluster(config: Any, cluster: ClusterConfig, spread: bool) -> None:
             raise UserError(f"cluster.workers={cluster.workers}", wrong, "leave it out")
     if isinstance(cluster, KubernetesCluster):
         _kubernetes(cluster)
-        for name in URLS:
-            _reachable(name, getattr(config, name, ""))
     if isinstance(cluster, SkyPilotCluster):
         _skypilot(cluster)
-        for name in URLS:
-            _remote_url(name, getattr(config, name, ""))
 
 
 def _remote(cluster: RemoteCluster) -> None:
@@ -158,22 +155,3 @@ def _without_value(text: str) -> str:
     """What may be shown of something that should have been a name: it may say a secret."""
     name, sign, _ = text.partition("=")
     return f"{name!r}{sign and '=...'}"
-
-
-def _remote_url(name: str, url: Any) -> None:
-    if isinstance(url, str) and url and ("://" not in url or url.startswith("file://")):
-        raise UserError(
-            f"{name}={url}",
-            "is a path, and SkyPilot's machines are new ones without your disks",
-            "give a URL, as s3://bucket/prefix",
-        )
-
-
-def _reachable(name: str, url: Any) -> None:
-    """Refuse what would lie in a machine that is thrown away."""
-    if isinstance(url, str) and url and "://" not in url and not url.startswith("/"):
-        raise UserError(
-            f"{name}={url}",
-            "is a path of this machine, which the job's machines do not see",
-            "give a URL, as s3://bucket/prefix, or an absolute path of a shared volume",
-        )

@@ -119,7 +119,7 @@ def _dispatch(arguments: list[str]) -> int:
     if isinstance(cluster, RemoteCluster) and not in_job(cluster):
         from launch.jobs.submit import submit
 
-        return submit(command, overrides, cluster)
+        return submit(command, overrides, cluster, config.out)
     if cluster_nodes(cluster) > 1:
         return run_ranks(arguments, cluster, this_node(cluster))
     if cluster.processes > 1:

@@ -4,12 +4,14 @@ import os
 import sys
 from typing import Any
 
-from conf.errors import UserError
+from conf.errors import RunError, UserError
 from conf.groups import ClusterConfig
 from data.last_words import RANK_ERRORS, RankError, rank_errors
-from data.process import die_with
+from data.process import die_with, usable_cores
 from launch.jobs.node import Node
 
+# `-P`: the working folder may hold a data.py, which Python would take for our package.
+LDM = ("-P", "-m", "launch.cli")
 PARENT = "LDM_PARENT_PID"
 PREEMPTED_EXIT_CODE = 75
 # Those that a rank answers with a checkpoint; any other ends launcher and ranks at once.
@@ -37,10 +39,12 @@ def run_ranks(arguments: list[str], cluster: ClusterConfig, node: Node | None = 
 
     Raises:
         UserError: The port is taken.
+        RunError: The job's machines do not meet.
     """
     import logging
     import tempfile
 
+    from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -52,7 +56,7 @@ def run_ranks(arguments: list[str], cluster: ClusterConfig, node: Node | None = 
         if name.startswith("torch.distributed.elastic"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
     os.environ[PARENT] = str(os.getpid())
-    threads = max(1, (os.cpu_count() or 1) // cluster.processes)
+    threads = max(1, usable_cores() // cluster.processes)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     config = LaunchConfig(
         nproc_per_node=cluster.processes,
@@ -66,12 +70,21 @@ def run_ranks(arguments: list[str], cluster: ClusterConfig, node: Node | None = 
     with tempfile.TemporaryDirectory() as errors:
         os.environ[RANK_ERRORS] = errors
         try:
-            elastic_launch(config, sys.executable)("-m", "launch.cli", *arguments)
+            elastic_launch(config, sys.executable)(*LDM, *arguments)
         except ChildFailedError as error:
             if said := causes(rank_errors()):
                 return said[0].code
             first = min(error.failures.values(), key=lambda failure: failure.timestamp)
             return first.exitcode if first.exitcode > 0 else 128 - first.exitcode
+        except DistError as error:
+            if node is None:
+                raise
+            why = str(error).partition("\n")[0].strip()
+            raise RunError(
+                f"this machine, number {node.rank} of {node.count}, does not meet the others at "
+                f"{node.address}:{node.port} ({why}); look at the first one's log, and at "
+                "cluster.port, cluster.interface and (slurm) cluster.address"
+            ) from None
         except SignalException:  # passed on to the ranks, which saved and went, or could not
             said = causes(rank_errors())
             return said[0].code if said else PREEMPTED_EXIT_CODE
