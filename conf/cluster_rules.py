@@ -13,6 +13,7 @@ from conf.clusters import (
     cluster_gpus,
     cluster_nodes,
     sky_memory,
+    slurm_seconds,
 )
 from conf.errors import UserError
 from conf.groups import ClusterConfig
@@ -25,6 +26,8 @@ LONGEST_LABEL = 63  # of a name in DNS
 SECRET = re.compile(r"SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY", re.IGNORECASE)
 # Neither sbatch nor a shell, nor the splitting of lists and pairs, takes any of these as special.
 PLAIN = re.compile(r"[A-Za-z0-9_.,:/@%+=&|()\[\]*-]+")
+SLURM_EARLY = 60  # seconds by which its signal may come too early, says sbatch's manual
+LEAST_LIFE = 60  # seconds before it: to start, and to make some steps
 PLAIN_SETTINGS = (
     *("memory", "interface", "partition", "account", "constraint", "time", "container"),
     *("container_mounts", "address", "logs", "flags", "image", "volumes", "selector"),
@@ -58,6 +61,7 @@ def check_cluster(config: Any, cluster: ClusterConfig, spread: bool) -> None:
             _sweep(cluster)
         check_places(config, cluster)
     if isinstance(cluster, SlurmCluster):
+        _time(cluster)
         for flag in cluster.flags:
             if not flag.startswith("--"):
                 raise UserError(f"cluster.flags={flag}", "is no flag", "write it as --NAME=VALUE")
@@ -94,6 +98,19 @@ def _remote(cluster: RemoteCluster) -> None:
                 "export it before you submit (slurm), or name it in cluster.secrets (kubernetes, "
                 "skypilot)",
             )
+
+
+def _time(cluster: SlurmCluster) -> None:
+    """Refuse a job that would be told to stop, and queued again, before it has done anything."""
+    seconds = slurm_seconds(cluster.time) if cluster.time else None
+    least = cluster.stop_seconds + SLURM_EARLY + LEAST_LIFE
+    if seconds is not None and seconds < least:
+        raise UserError(
+            f"cluster.time={cluster.time}",
+            f"leaves no time to train: {cluster.stop_seconds} s before its end, or up to a minute "
+            "earlier, Slurm tells the job to save",
+            f"give {-(-least // 60)} minutes or more, or a smaller cluster.stop_seconds",
+        )
 
 
 def _sweep(cluster: RemoteCluster) -> None:

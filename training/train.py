@@ -22,6 +22,7 @@ from training.engine.retention import ALL, Keep
 from training.engine.saving import Saver
 from training.engine.strategy import Engine
 from training.engine.world import current_world
+from training.in_vain import bounded_stops
 from training.loop import Loop
 from training.perf import Peak, Use, device_peak, meta_copy
 from training.rebuild import SNAPSHOTS
@@ -65,7 +66,8 @@ def train(config: TrainingConfigs, task: Task) -> None:
         recompute_blocks(task.model)
     steps = config.batch_size // (micro * world.size)
     heart = Heartbeat(world, config.guards.hang_seconds, start.updates)
-    with contextlib.ExitStack() as closing, heart:  # before ranks meet: one may never come
+    again = bounded_stops(out, start, world.main)
+    with contextlib.ExitStack() as closing, heart, again:  # before ranks meet: one may never come
         engine = build_engine(config.engine, config.optimizer, task.model, micro, steps)
         closing.callback(engine.close)
         if len(set(engine.gather(start))) > 1:

@@ -10,7 +10,7 @@ import pytest
 
 from launch.cli import run
 from launch.jobs import submit
-from launch.jobs.submit import job_name
+from launch.jobs.submit import job_name, place
 from training.tracking.code import CodeState
 
 TRAIN = ["train", "data.url=s3://b/latents", "out=s3://b/run", "train.samples=8", "engine=ddp"]
@@ -73,14 +73,23 @@ def test_a_run_has_one_name_however_its_place_is_spelt(
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "run").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "run")
-    here = ["run", "run/", "./run", str(tmp_path / "run"), f"file://{tmp_path}/run", "'~/run'"]
-    for same in (["s3://b/run", "s3://b/run/", "'s3://b/run'"], [*here, "link", "'run'"]):
-        names = set()
-        for out in same:
-            told = [one for one in TRAIN if not one.startswith("out=")]
-            assert run([*told, f"out={out}", "cluster=slurm", "cluster.render=true"]) == 0
-            names.add(capsys.readouterr().out.splitlines()[1])
-        assert len(names) == 1, names
+    here = [
+        "run",
+        "run/",
+        "./run",
+        str(tmp_path / "run"),
+        f"file://{tmp_path}/run",
+        "~/run",
+        "link",
+    ]
+    assert {place(one) for one in here} == {str(tmp_path / "run")}
+    assert {place(one) for one in ("s3://b/run", "s3://b/run/")} == {"s3://b/run"}
+    names = set()
+    for out in ("s3://b/run/", "'s3://b/run'"):
+        told = [one for one in TRAIN if not one.startswith("out=")]
+        assert run([*told, f"out={out}", "cluster=slurm", "cluster.render=true"]) == 0
+        names.add(capsys.readouterr().out.splitlines()[1])
+    assert len(names) == 1
 
 
 def test_a_folder_of_logs_that_cannot_be_is_one_line(
@@ -106,10 +115,11 @@ def test_changes_that_no_job_can_carry_are_refused(
     assert shown.err.count("\n") == 1
 
 
-# What a job's machines reach: URLs, volumes, packages, lists of classes, and prompts as they are.
+# Just time enough. URLs, volumes, packages, lists of classes, and prompts as they are.
 @pytest.mark.parametrize(
     "words",
     [
+        [*TRAIN, "cluster=slurm", "cluster.time=7"],
         [*TRAIN, *KUBERNETES, "data.url=/disk/latents"],
         [*CACHE, *KUBERNETES, "text_encoder=minilm"],
         [*CACHE, *KUBERNETES],
@@ -117,9 +127,7 @@ def test_changes_that_no_job_can_carry_are_refused(
         [*CACHE, *SKYPILOT, "cluster.gpus=0", "text_encoder.path=/models/clip"],
     ],
 )
-def test_what_a_job_can_reach_is_taken(
-    words: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_a_job_can_be_is_taken(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run([*words, "cluster.render=true"]) == 0, capsys.readouterr().err
 
 
@@ -157,6 +165,7 @@ def test_a_missing_program_is_one_line(
         ),
         ([*TRAIN, "cluster=slurm", "cluster.env=[nothing]"], "cluster.env="),
         ([*TRAIN, "cluster=slurm", "cluster.flags=[qos]"], "cluster.flags=qos"),
+        ([*TRAIN, "cluster=slurm", "cluster.time=6:59"], "cluster.time=6:59"),
         ([*TRAIN, "cluster=slurm", "cluster.nodes=3"], "batch_size=256"),
         ([*TRAIN, *KUBERNETES, "cluster.volumes=[data]"], "cluster.volumes=data"),
         ([*TRAIN, *KUBERNETES, "cluster.selector=[data]"], "cluster.selector=data"),

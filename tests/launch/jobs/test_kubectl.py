@@ -117,10 +117,14 @@ def test_the_name_of_a_job_that_is_stopped_is_free_when_its_pods_have_gone(
     assert run(job_of(kind)) == 0
 
 
-def test_what_a_job_of_that_name_has_left_is_taken_over(cluster: Cluster) -> None:
+def test_what_a_job_of_that_name_has_left_is_taken_over(
+    cluster: Cluster, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(job_of("kubernetes")) == 0
+    assert capsys.readouterr().err == ""
     del cluster.objects["jobs", "it"]
-    assert run(job_of("kubernetes")) == 0
+    assert run([*job_of("kubernetes"), "cluster.image=registry/ldm:1"]) == 0
+    assert capsys.readouterr().err.startswith("registry/ldm:1 has no digest, so another image may")
     uid = cluster.objects["jobs", "it"]["metadata"]["uid"]
     for what in OTHERS["kubernetes"]:
         (owner,) = cluster.objects[what, "it"]["metadata"]["ownerReferences"]
