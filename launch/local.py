@@ -8,6 +8,7 @@ from conf.errors import RunError, UserError
 from conf.groups import ClusterConfig
 from data.last_words import RANK_ERRORS, RankError, rank_errors
 from data.process import die_with, usable_cores
+from data.ranks import MACHINE, MACHINES
 from launch.jobs.node import Node
 
 # `-P`: the working folder may hold a data.py, which Python would take for our package.
@@ -26,13 +27,17 @@ def is_rank() -> bool:
     return "RANK" in os.environ
 
 
-def run_ranks(arguments: list[str], cluster: ClusterConfig, node: Node | None = None) -> int:
+def run_ranks(
+    arguments: list[str], cluster: ClusterConfig, node: Node | None = None, meet: bool = True
+) -> int:
     """Run `ldm` with the same arguments on `cluster.processes` ranks.
 
     Args:
         arguments: Of `ldm`.
         cluster: Where it runs.
         node: This machine among those of a job; None is alone.
+        meet: Whether ranks of all machines talk. Otherwise each machine's work by themselves, and
+            one that comes late, or again, waits for nobody.
 
     Returns:
         The exit code of the first rank that failed, or 0.
@@ -51,6 +56,8 @@ def run_ranks(arguments: list[str], cluster: ClusterConfig, node: Node | None = 
 
     if node is None:
         _check_port(cluster.port)
+    elif not meet:
+        os.environ |= {MACHINE: str(node.rank), MACHINES: str(node.count)}
     # A rank's failure is reported by the rank; the launcher's own report would only repeat it.
     for name in list(logging.root.manager.loggerDict):
         if name.startswith("torch.distributed.elastic"):
@@ -60,7 +67,7 @@ def run_ranks(arguments: list[str], cluster: ClusterConfig, node: Node | None = 
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     config = LaunchConfig(
         nproc_per_node=cluster.processes,
-        **_meeting(cluster, node),
+        **_meeting(cluster.port if node is None else 0, node if meet else None),
         run_id="ldm",
         max_restarts=0,
         monitor_interval=0.1,
@@ -95,10 +102,10 @@ def run_ranks(arguments: list[str], cluster: ClusterConfig, node: Node | None = 
     return 0
 
 
-def _meeting(cluster: ClusterConfig, node: Node | None) -> dict[str, Any]:
+def _meeting(port: int, node: Node | None) -> dict[str, Any]:
     """Where ranks meet: at a port of this machine, or at one of the job's first machine."""
     if node is None:
-        endpoint = f"127.0.0.1:{cluster.port}"
+        endpoint = f"127.0.0.1:{port}"
         alone = {"min_nodes": 1, "max_nodes": 1, "local_addr": "127.0.0.1"}
         return {**alone, "rdzv_backend": "c10d", "rdzv_endpoint": endpoint}
     return {

@@ -13,7 +13,8 @@ from conf.errors import RunError
 from data.last_words import RankError
 from launch import local
 from launch.jobs.node import Node
-from launch.local import PREEMPTED_EXIT_CODE, causes, run_ranks
+from launch.local import LDM, PREEMPTED_EXIT_CODE, causes, run_ranks
+from tests.helpers.datasets import tiny_images
 from tests.helpers.processes import free_ports
 
 START = """
@@ -75,3 +76,28 @@ def test_ranks_share_the_cores_that_they_may_use_and_know_their_own_packages(
     done = subprocess.run(start, cwd=tmp_path, env=told, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "1"
+
+
+def test_a_machine_of_a_job_whose_ranks_share_the_work_waits_for_no_other(tmp_path: Path) -> None:
+    """The second may come after the first has gone, as a pod that was lost does."""
+    tiny_images(tmp_path / "pictures", 8)
+    job = (
+        "cluster=slurm",
+        "cluster.nodes=2",
+        "cluster.gpus=0",
+        "cluster.processes=2",
+        "shard_samples=2",
+    )
+    source = ("source=folder", f"source.path={tmp_path}/pictures", "size=16", "processes=1")
+    told = {"LDM_JOB": "slurm", "LDM_ADDRESS": "127.0.0.1", "OMP_NUM_THREADS": "1"}
+    for number in ("0", "1"):
+        done = subprocess.run(
+            [sys.executable, *LDM, "shard", *source, f"out={tmp_path}/images", *job],
+            env={**os.environ, **told, "SLURM_NODEID": number},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stderr
+        whole = (tmp_path / "images" / "manifest.json").exists()
+        assert whole == (number == "1")
