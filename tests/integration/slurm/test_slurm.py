@@ -269,13 +269,24 @@ def test_its_log_is_shown(lab: Lab, signalled: str) -> None:
     assert "zero2 on 2 ranks of cpu, from the start" in told.output
 
 
-def test_a_job_that_is_stopped_saves_and_is_not_queued_again(lab: Lab) -> None:
-    job = lab.train("stopped", "train.samples=8_000_000")
+def test_a_job_that_is_stopped_saves_and_goes_on_only_when_it_is_submitted_again(lab: Lab) -> None:
+    alone = ("cluster.nodes=1", "engine=single", "train.samples=8_000_000")
+    job = lab.train("stopped", *alone)
     lab.wait_for_checkpoint("stopped", job)
     assert lab.ldm("stop", f"job={job}").output == f"{job} was RUNNING\n"
     lab.wait(job, "FAILED")
     told = lab.ldm("status", f"job={job}").output
     assert "Restarts=0" in told and "ExitCode=75:0" in told
+    seen = final(lab, "stopped").progress.samples_seen
+    again = lab.train("stopped", *alone)
+    limit = time.monotonic() + 120
+    while "M parameters, " not in (said := lab.ldm("logs", f"job={again}").output):
+        assert time.monotonic() < limit, said
+        time.sleep(0.2)
+    assert f"single on 1 ranks of cpu, from {seen:,} samples; " in said
+    lab.ldm("stop", f"job={again}")
+    lab.wait(again, "FAILED")
+    assert final(lab, "stopped").progress.samples_seen >= seen
 
 
 def sweep_command(lab: Lab, out: Path, *more: str) -> list[str]:
