@@ -67,7 +67,7 @@ def train(config: TrainingConfigs, task: Task) -> None:
     steps = config.batch_size // (micro * world.size)
     heart = Heartbeat(world, config.guards.hang_seconds, start.updates)
     again = bounded_stops(out, start, world.main)
-    with contextlib.ExitStack() as closing, heart, again:  # before ranks meet: one may never come
+    with contextlib.ExitStack() as closing, again, heart:  # before ranks meet: one may never come
         engine = build_engine(config.engine, config.optimizer, task.model, micro, steps)
         closing.callback(engine.close)
         if len(set(engine.gather(start))) > 1:
