@@ -33,7 +33,8 @@ WORKDIR /source
 
 # The dependencies, in a layer that a change of our own code leaves alone.
 COPY pyproject.toml README.md LICENSE ./
-RUN pip install --no-cache-dir '/source[demo]'
+# With all extras: a setting that needs one shall not fail once the job has its GPUs.
+RUN pip install --no-cache-dir '/source[demo,table,postgres,tensorboard,8bit]'
 
 COPY conf conf
 COPY data data

@@ -13,9 +13,11 @@ from conf.clusters import (
     cluster_gpus,
     cluster_nodes,
     sky_memory,
+    slurm_seconds,
 )
 from conf.errors import UserError
 from conf.groups import ClusterConfig
+from conf.place_rules import check_places
 from conf.secrets import holds_secret, is_secret_name
 
 KINDS = ("local", "slurm", "kubernetes", "skypilot")
@@ -24,12 +26,13 @@ ENV = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
 LONGEST_LABEL = 63  # of a name in DNS
 # Neither sbatch nor a shell, nor the splitting of lists and pairs, takes any of these as special.
 PLAIN = re.compile(r"[A-Za-z0-9_.,:/@%+=&|()\[\]*-]+")
+SLURM_EARLY = 60  # seconds by which its signal may come too early, says sbatch's manual
+LEAST_LIFE = 60  # seconds before it: to start, and to make some steps
 PLAIN_SETTINGS = (
     *("memory", "interface", "partition", "account", "constraint", "time", "container"),
     *("container_mounts", "address", "logs", "flags", "image", "volumes", "selector"),
     *("gpu_resource", "infra", "accelerator"),
 )
-URLS = ("out", "checkpoint")
 
 
 def check_cluster(config: Any, cluster: ClusterConfig, spread: bool) -> None:
@@ -56,7 +59,9 @@ def check_cluster(config: Any, cluster: ClusterConfig, spread: bool) -> None:
         _remote(cluster)
         if hasattr(config, "sweep"):
             _sweep(cluster)
+        check_places(config, cluster)
     if isinstance(cluster, SlurmCluster):
+        _time(cluster)
         for flag in cluster.flags:
             if not flag.startswith("--"):
                 raise UserError(f"cluster.flags={flag}", "is no flag", "write it as --NAME=VALUE")
@@ -69,12 +74,8 @@ def check_cluster(config: Any, cluster: ClusterConfig, spread: bool) -> None:
             raise UserError(f"cluster.workers={cluster.workers}", wrong, "leave it out")
     if isinstance(cluster, KubernetesCluster):
         _kubernetes(cluster)
-        for name in URLS:
-            _reachable(name, getattr(config, name, ""))
     if isinstance(cluster, SkyPilotCluster):
         _skypilot(cluster)
-        for name in URLS:
-            _remote_url(name, getattr(config, name, ""))
 
 
 def _remote(cluster: RemoteCluster) -> None:
@@ -102,6 +103,19 @@ def _remote(cluster: RemoteCluster) -> None:
                 "export it before you submit (slurm), or name it in cluster.secrets (kubernetes, "
                 "skypilot)",
             )
+
+
+def _time(cluster: SlurmCluster) -> None:
+    """Refuse a job that would be told to stop, and queued again, before it has done anything."""
+    seconds = slurm_seconds(cluster.time) if cluster.time else None
+    least = cluster.stop_seconds + SLURM_EARLY + LEAST_LIFE
+    if seconds is not None and seconds < least:
+        raise UserError(
+            f"cluster.time={cluster.time}",
+            f"leaves no time to train: {cluster.stop_seconds} s before its end, or up to a minute "
+            "earlier, Slurm tells the job to save",
+            f"give {-(-least // 60)} minutes or more, or a smaller cluster.stop_seconds",
+        )
 
 
 def _sweep(cluster: RemoteCluster) -> None:
@@ -163,22 +177,3 @@ def _without_value(text: str) -> str:
     """What may be shown of something that should have been a name: it may say a secret."""
     name, sign, _ = text.partition("=")
     return f"{name!r}{sign and '=...'}"
-
-
-def _remote_url(name: str, url: Any) -> None:
-    if isinstance(url, str) and url and ("://" not in url or url.startswith("file://")):
-        raise UserError(
-            f"{name}={url}",
-            "is a path, and SkyPilot's machines are new ones without your disks",
-            "give a URL, as s3://bucket/prefix",
-        )
-
-
-def _reachable(name: str, url: Any) -> None:
-    """Refuse what would lie in a machine that is thrown away."""
-    if isinstance(url, str) and url and "://" not in url and not url.startswith("/"):
-        raise UserError(
-            f"{name}={url}",
-            "is a path of this machine, which the job's machines do not see",
-            "give a URL, as s3://bucket/prefix, or an absolute path of a shared volume",
-        )

@@ -118,6 +118,21 @@ def cluster_gpus(cluster: RemoteCluster) -> int:
     return cluster.processes if cluster.gpus is None else cluster.gpus
 
 
+def slurm_seconds(time: str) -> int | None:
+    """A time limit as Slurm reads it, in seconds; None if it is none."""
+    days = re.fullmatch(r"(\d+)-(\d+)(?::(\d+))?(?::(\d+))?", time)
+    hours = re.fullmatch(r"(?:(?:(\d+):)?(\d+):)?(\d+)", time)
+    if days:
+        parts = [int(part or 0) for part in days.groups()]
+    elif hours and ":" in time:
+        parts = [0, *(int(part or 0) for part in hours.groups())]
+    elif hours:
+        parts = [0, 0, int(time), 0]  # one number alone is of minutes
+    else:
+        return None
+    return sum(part * each for part, each in zip(parts, (86400, 3600, 60, 1), strict=True))
+
+
 def sky_memory(memory: str) -> str | None:
     """An amount of memory as SkyPilot writes it, 200GB for 200G; None if it is none."""
     found = re.fullmatch(r"(\d+)([KMGTP])B?", memory)

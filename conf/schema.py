@@ -314,7 +314,7 @@ class LogsCommand:
 
 @dataclass(kw_only=True, slots=True)
 class StopCommand:
-    """Have a submitted job save and end, for good; the same command then goes on from there."""
+    """End a submitted job for good, with its state saved (SkyPilot: as of the last checkpoint)."""
 
     job: str = setting("what submitting it printed, as slurm:123")
 

@@ -11,6 +11,8 @@ T = TypeVar("T")
 
 # Who starts processes, by the names that it gives rank and world size in the environment.
 LAUNCHERS = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"))
+# A job's machine among its machines, where each starts ranks that know nothing of the others'.
+MACHINE, MACHINES = "LDM_MACHINE", "LDM_MACHINES"
 LOCAL_RANKS = ("LOCAL_RANK", "SLURM_LOCALID")
 
 
@@ -41,7 +43,12 @@ def this_rank(rank: int | None = None, world_size: int | None = None) -> Ranks:
         return Ranks(rank, world_size)
     for one, other in LAUNCHERS:
         if one in os.environ and other in os.environ:
-            return _from_environment(one, other)
+            here = _from_environment(one, other)
+            if MACHINE not in os.environ:
+                return here
+            machine = _from_environment(MACHINE, MACHINES)  # all have as many ranks
+            first = machine.rank * here.world_size
+            return Ranks(first + here.rank, machine.world_size * here.world_size)
     return Ranks(0, 1)
 
 

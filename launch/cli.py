@@ -37,6 +37,7 @@ HANDLERS = {
     "plan train": "launch.plan:plan_training",
     "plan cache": "launch.plan:plan_caching",
 }
+ALONE = ("cache", "shard")  # whose ranks share the work and never talk
 PLAN = "plan"
 SWEEP, SWEEPING = " -m", {"-m", "--multirun"}
 INTERRUPTED_EXIT_CODE = 130
@@ -115,9 +116,9 @@ def _dispatch(arguments: list[str]) -> int:
     if isinstance(cluster, RemoteCluster) and not in_job(cluster):
         from launch.jobs.submit import submit
 
-        return submit(command, overrides, cluster)
+        return submit(command, overrides, cluster, config.out)
     if cluster_nodes(cluster) > 1:
-        return run_ranks(arguments, cluster, this_node(cluster))
+        return run_ranks(arguments, cluster, this_node(cluster), command not in ALONE)
     if cluster.processes > 1:
         return run_ranks(arguments, cluster)
     return _run_here(_handler(command), config)

@@ -14,7 +14,7 @@ from conf.errors import Preempted, UserError
 from conf.schema import DemoCommand
 from data.say import say
 from data.storage import open_prefix
-from launch.local import PARENT
+from launch.local import LDM, PARENT
 
 # Most emoji are people in several skin tones, and ten minutes teach those first; faces and flags
 # come next, and things that there is one of, such as a heart, last.
@@ -128,7 +128,7 @@ def run_demo(config: DemoCommand) -> int:
     environment = {**os.environ, PARENT: str(os.getpid()), "HF_HUB_OFFLINE": "1"}
     for number, stage in enumerate(plan, 1):
         say(f"\n[{number}/{len(plan)}] {stage.what}\n$ {shlex.join(('ldm', *stage.arguments))}")
-        command = [sys.executable, "-m", "launch.cli", *stage.arguments]
+        command = [sys.executable, *LDM, *stage.arguments]
         code = _run(command, environment)
         if code:
             say(

@@ -4,12 +4,15 @@ import os
 import sys
 from typing import Any
 
-from conf.errors import Preempted, UserError
+from conf.errors import Preempted, RunError, UserError
 from conf.groups import ClusterConfig
 from data.last_words import RANK_ERRORS, RankError, rank_errors
-from data.process import die_with
+from data.process import die_with, usable_cores
+from data.ranks import MACHINE, MACHINES
 from launch.jobs.node import Node
 
+# `-P`: the working folder may hold a data.py, which Python would take for our package.
+LDM = ("-P", "-m", "launch.cli")
 PARENT = "LDM_PARENT_PID"
 PREEMPTED_EXIT_CODE = Preempted.exit_code
 # Those that a rank answers with a checkpoint; any other ends launcher and ranks at once.
@@ -24,39 +27,47 @@ def is_rank() -> bool:
     return "RANK" in os.environ
 
 
-def run_ranks(arguments: list[str], cluster: ClusterConfig, node: Node | None = None) -> int:
+def run_ranks(
+    arguments: list[str], cluster: ClusterConfig, node: Node | None = None, meet: bool = True
+) -> int:
     """Run `ldm` with the same arguments on `cluster.processes` ranks.
 
     Args:
         arguments: Of `ldm`.
         cluster: Where it runs.
         node: This machine among those of a job; None is alone.
+        meet: Whether ranks of all machines talk. Otherwise each machine's work by themselves, and
+            one that comes late, or again, waits for nobody.
 
     Returns:
         The exit code of the first rank that failed, or 0.
 
     Raises:
         UserError: The port is taken.
+        RunError: The job's machines do not meet.
     """
     import logging
     import tempfile
 
+    from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     if node is None:
         _check_port(cluster.port)
+    elif not meet:
+        os.environ |= {MACHINE: str(node.rank), MACHINES: str(node.count)}
     # A rank's failure is reported by the rank; the launcher's own report would only repeat it.
     for name in list(logging.root.manager.loggerDict):
         if name.startswith("torch.distributed.elastic"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
     os.environ[PARENT] = str(os.getpid())
-    threads = max(1, (os.cpu_count() or 1) // cluster.processes)
+    threads = max(1, usable_cores() // cluster.processes)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     config = LaunchConfig(
         nproc_per_node=cluster.processes,
-        **_meeting(cluster, node),
+        **_meeting(cluster.port if node is None else 0, node if meet else None),
         run_id="ldm",
         max_restarts=0,
         monitor_interval=0.1,
@@ -66,12 +77,21 @@ def run_ranks(arguments: list[str], cluster: ClusterConfig, node: Node | None = 
     with tempfile.TemporaryDirectory() as errors:
         os.environ[RANK_ERRORS] = errors
         try:
-            elastic_launch(config, sys.executable)("-m", "launch.cli", *arguments)
+            elastic_launch(config, sys.executable)(*LDM, *arguments)
         except ChildFailedError as error:
             if said := causes(rank_errors()):
                 return said[0].code
             first = min(error.failures.values(), key=lambda failure: failure.timestamp)
             return first.exitcode if first.exitcode > 0 else 128 - first.exitcode
+        except DistError as error:
+            if node is None:
+                raise
+            why = str(error).partition("\n")[0].strip()
+            raise RunError(
+                f"this machine, number {node.rank} of {node.count}, does not meet the others at "
+                f"{node.address}:{node.port} ({why}); look at the first one's log, and at "
+                "cluster.port, cluster.interface and (slurm) cluster.address"
+            ) from None
         except SignalException:  # passed on to the ranks, which saved and went, or could not
             said = causes(rank_errors())
             return said[0].code if said else PREEMPTED_EXIT_CODE
@@ -82,10 +102,10 @@ def run_ranks(arguments: list[str], cluster: ClusterConfig, node: Node | None = 
     return 0
 
 
-def _meeting(cluster: ClusterConfig, node: Node | None) -> dict[str, Any]:
+def _meeting(port: int, node: Node | None) -> dict[str, Any]:
     """Where ranks meet: at a port of this machine, or at one of the job's first machine."""
     if node is None:
-        endpoint = f"127.0.0.1:{cluster.port}"
+        endpoint = f"127.0.0.1:{port}"
         alone = {"min_nodes": 1, "max_nodes": 1, "local_addr": "127.0.0.1"}
         return {**alone, "rdzv_backend": "c10d", "rdzv_endpoint": endpoint}
     return {

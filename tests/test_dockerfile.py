@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import tomllib
 from pathlib import Path
 
 from tests.helpers.processes import installed_script
@@ -49,6 +50,13 @@ def test_what_is_copied_exists_and_is_not_ignored():
     }
     assert copied == ignored_but
     assert not [source for source in copied if not (_ROOT / source).exists()]
+
+
+def test_it_has_every_extra_but_those_of_developers():
+    extras = tomllib.loads((_ROOT / "pyproject.toml").read_text())["project"]
+    wanted = set(extras["optional-dependencies"]) - {"dev"}
+    (installed,) = re.findall(r"'/source\[([\w,]+)\]'", _dockerfile())
+    assert set(installed.split(",")) == wanted
 
 
 def test_torch_is_pinned_to_the_version_that_the_base_image_is_chosen_for():

@@ -23,6 +23,7 @@ from training.engine.retention import ALL, Keep
 from training.engine.saving import Saver
 from training.engine.strategy import Engine
 from training.engine.world import current_world
+from training.in_vain import bounded_stops
 from training.loop import Loop
 from training.perf import Peak, Use, device_peak, meta_copy
 from training.rebuild import SNAPSHOTS
@@ -66,6 +67,7 @@ def train(config: TrainingConfigs, task: Task) -> None:
         if config.engine.recompute:
             recompute_blocks(task.model)
         heart.begin(start.updates)
+        closing.enter_context(bounded_stops(out, start, world.main))
         steps = config.batch_size // (micro * world.size)
         engine = build_engine(config.engine, config.optimizer, task.model, micro, steps)
         closing.callback(engine.close)

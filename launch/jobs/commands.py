@@ -5,10 +5,9 @@ from dataclasses import dataclass
 
 from conf.errors import UserError
 from conf.schema import LogsCommand, StatusCommand, StopCommand
-from launch.jobs.kubernetes import JOBSETS, LABEL
+from launch.jobs.kubernetes_jobs import kubernetes_logs, kubernetes_status, kubernetes_stop
 from launch.jobs.skypilot_jobs import skypilot_logs, skypilot_status, skypilot_stop
 from launch.jobs.slurm_jobs import slurm_logs, slurm_status, slurm_stop
-from launch.jobs.tools import run_kubectl
 
 IN_NAMESPACE = r"(?P<namespace>[a-z0-9][-a-z0-9.]*)/(?P<name>[a-z0-9][-a-z0-9]*)"
 FORMS = {
@@ -66,11 +65,8 @@ def status(config: StatusCommand) -> None:
             slurm_status(job.setting, job.name)
         case "skypilot":
             skypilot_status(job.setting, job.name)
-        case "kubernetes":
-            _kubectl(job, "get", "jobs,pods", f"--selector={LABEL}={job.name}", "--output=wide")
-        case "jobset":
-            what = f"jobsets.{JOBSETS},jobs,pods"
-            _kubectl(job, "get", what, f"--selector={LABEL}={job.name}", "--output=wide")
+        case _:
+            kubernetes_status(job.setting, job.kind, job.namespace, job.name)
 
 
 def logs(config: LogsCommand) -> None:
@@ -85,9 +81,8 @@ def logs(config: LogsCommand) -> None:
             slurm_logs(job.setting, job.name, config.lines)
         case "skypilot":
             skypilot_logs(job.setting, job.name, config.lines)
-        case "kubernetes" | "jobset":
-            many = ("--prefix", "--max-log-requests=1000", f"--tail={config.lines}")
-            _kubectl(job, "logs", f"--selector={LABEL}={job.name}", *many)
+        case _:
+            kubernetes_logs(job.setting, job.kind, job.namespace, job.name, config.lines)
 
 
 def stop(config: StopCommand) -> None:
@@ -102,19 +97,5 @@ def stop(config: StopCommand) -> None:
             slurm_stop(job.setting, job.name)
         case "skypilot":
             skypilot_stop(job.setting, job.name)
-        case "kubernetes":
-            _delete(job, f"jobs/{job.name}", f"services/{job.name}")
-        case "jobset":  # which takes its service with it
-            _delete(job, f"jobsets.{JOBSETS}/{job.name}")
-
-
-def _delete(job: Job, *names: str) -> None:
-    """Pods are told at once, and have cluster.grace_seconds to save."""
-    _kubectl(job, "delete", "--wait=false", *names, f"networkpolicies/{job.name}")
-
-
-def _kubectl(job: Job, *arguments: str) -> None:
-    told = run_kubectl(job.setting, f"--namespace={job.namespace}", *arguments)
-    if not told.strip():
-        raise UserError(job.setting, "Kubernetes knows no such job", "look at `kubectl get jobs`")
-    print(told, end="")
+        case _:
+            kubernetes_stop(job.setting, job.kind, job.namespace, job.name)

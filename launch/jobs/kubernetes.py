@@ -16,7 +16,7 @@ JOBSETS = "jobset.x-k8s.io"
 def kubernetes_manifest(
     name: str, arguments: list[str], code: str, cluster: KubernetesCluster
 ) -> str:
-    """The objects of a job, as YAML documents.
+    """The job, and what belongs to it, as YAML documents.
 
     Args:
         name: Of all of them.
@@ -27,7 +27,7 @@ def kubernetes_manifest(
     job = _jobset if cluster.jobset else _job
     # A JobSet makes the name by which its pods are found itself.
     service = [] if cluster.jobset else [_service(name, cluster)]
-    documents = [*service, _policy(name, cluster), job(name, arguments, code, cluster)]
+    documents = [job(name, arguments, code, cluster), *service, _policy(name, cluster)]
     return yaml.safe_dump_all(documents, sort_keys=False, allow_unicode=True, width=1_000_000)
 
 

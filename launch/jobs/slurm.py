@@ -10,11 +10,13 @@ import sys
 
 from conf.clusters import SlurmCluster, cluster_gpus
 from launch.jobs.node import ADDRESS, variables
-from launch.local import PREEMPTED_EXIT_CODE
+from launch.local import LDM, PREEMPTED_EXIT_CODE
 
 # Longer than a launcher waits for its ranks to save: Slurm then ends machines that others wait for.
 SECONDS_AFTER_FIRST = 960
 
+# One task of an array has the array's own number as its job's: that one names all of them.
+_ME = "${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}"
 _MEET = 'scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1'
 # A `wait` that a signal ends says nothing of the step: it is asked again, and once more at the end.
 # A step that the signal killed before it could answer has to go on as well. SIGTERM is a cancelled
@@ -25,7 +27,7 @@ while wait "$step"; kill -0 "$step" 2>/dev/null; do :; done
 wait "$step"
 code=$?
 if [ "$code" = {PREEMPTED_EXIT_CODE} ] || {{ [ "$told" = USR1 ] && [ "$code" -gt 128 ]; }}; then
-  [ "$told" = TERM ] || scontrol requeue "$SLURM_JOB_ID"
+  [ "$told" = TERM ] || scontrol requeue "$me"
 fi
 exit "$code"
 """
@@ -50,8 +52,10 @@ def slurm_script(name: str, arguments: list[str], code: str, cluster: SlurmClust
             *(f"#SBATCH {option}" for option in options),
             *exports,
             f"export {ADDRESS}={address}",
+            f"me={_ME}",
+            "me=${me:-$SLURM_JOB_ID}",
             "told=",
-            "trap 'told=USR1; scancel --signal=USR1 \"$SLURM_JOB_ID\"' USR1",
+            "trap 'told=USR1; scancel --signal=USR1 \"$me\"' USR1",
             "trap 'told=TERM' TERM",
             f"{shlex.join(_step(arguments, cluster))} &",
             _LIFE,
@@ -91,5 +95,5 @@ def _step(arguments: list[str], cluster: SlurmCluster) -> list[str]:
         "container-mounts": ",".join(cluster.container_mounts) or None,
     }
     given = [f"--{name}={value}" for name, value in options.items() if value is not None]
-    program = ["ldm"] if cluster.container else [sys.executable, "-m", "launch.cli"]
+    program = ["ldm"] if cluster.container else [sys.executable, *LDM]
     return ["srun", *given, *program, *arguments]

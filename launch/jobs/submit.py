@@ -19,11 +19,12 @@ from conf.groups import ClusterConfig
 from conf.rules import check
 from conf.secrets import has_credentials
 from conf.space import Choices, parse_space
-from launch.jobs.kubernetes import JOBSETS, kubernetes_manifest
+from launch.jobs.kubernetes import kubernetes_manifest
+from launch.jobs.kubernetes_jobs import submit_kubernetes
 from launch.jobs.skypilot import skypilot_task
 from launch.jobs.skypilot_jobs import submit_skypilot
 from launch.jobs.slurm import slurm_script
-from launch.jobs.tools import run_kubectl, run_tool
+from launch.jobs.tools import run_tool
 from training.tracking.code import code_state, packed
 
 RENDER = "cluster.render"
@@ -32,8 +33,14 @@ ONE_WRITER = ("train", "autoencoder")  # of others any number may make the same 
 LARGEST_CODE = 120_000
 
 
-def submit(command: str, overrides: list[str], cluster: RemoteCluster) -> int:
+def submit(command: str, overrides: list[str], cluster: RemoteCluster, out: str = "") -> int:
     """Submit `ldm COMMAND OVERRIDES` as a job and print its id, or print the job itself.
+
+    Args:
+        command: Without `-m`.
+        overrides: As they were typed.
+        cluster: Where it shall run, by them.
+        out: Where it writes, by them, unless it is a sweep.
 
     Raises:
         UserError: An argument or the code's changes cannot be carried by a job, or the scheduler
@@ -50,7 +57,7 @@ def submit(command: str, overrides: list[str], cluster: RemoteCluster) -> int:
     for one in (one for one in arguments if has_credentials(one)):  # of a sweep, any value
         wrong = "holds credentials, which would be readable in the job"
         raise UserError(f"{one.partition('=')[0]}=...", wrong, "give them in the environment")
-    name = cluster.name or job_name(command, arguments)
+    name = cluster.name or job_name(command, arguments, out)
     rendered, hand_over = _ways([command, *arguments], submitted_code(cluster), cluster, name)
     if cluster.render:
         print(rendered, end="")
@@ -119,17 +126,30 @@ def carried(argument: str) -> bool:
     return all(one == " " or one.isprintable() for one in argument)
 
 
-def job_name(command: str, arguments: list[str]) -> str:
+def job_name(command: str, arguments: list[str], out: str = "") -> str:
     """A name that the same command has every time, and others have not.
 
     A training's is that of its run, whatever else is asked for: no two jobs may write one.
+
+    Args:
+        command: Without `-m`.
+        arguments: Of it.
+        out: Where it writes, as the settings have it.
     """
     told = arguments
     if command in ONE_WRITER and "-m" not in arguments:
-        out = [one.partition("=")[2] for one in arguments if one.startswith("out=")][-1:]
-        told = [url if "://" in url else str(Path(url).absolute()) for url in out]
+        told = [place(out)]
     digest = hashlib.sha256("\0".join([command, *told]).encode()).hexdigest()
     return f"ldm-{command}-{digest[:8]}"
+
+
+def place(url: str) -> str:
+    """One spelling of a prefix, however it is spelt: what `data.storage` would open, without it."""
+    scheme, sign, rest = url.partition("://")
+    if sign and scheme != "file":
+        return f"{scheme}://{rest.rstrip('/')}"
+    path = rest if sign else url.removeprefix("file:")
+    return str(Path(path).expanduser().resolve())
 
 
 def _ways(
@@ -142,7 +162,7 @@ def _ways(
             return script, lambda job: _slurm(job, cluster)
         case KubernetesCluster():
             manifest = kubernetes_manifest(name, arguments, code, cluster)
-            return manifest, lambda job: _kubernetes(job, cluster, name)
+            return manifest, lambda job: submit_kubernetes(name, job, cluster)
         case SkyPilotCluster():
             task = skypilot_task(name, arguments, code, cluster)
             return task, lambda job: submit_skypilot(name, job, cluster)
@@ -150,20 +170,11 @@ def _ways(
 
 
 def _slurm(script: str, cluster: SlurmCluster) -> str:
-    Path(cluster.logs).mkdir(parents=True, exist_ok=True)  # or Slurm drops the job without a word
+    try:  # or Slurm drops the job without a word
+        Path(cluster.logs).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        wrong = f"is no folder, and cannot be made one ({error.strerror})"
+        remedy = "give one that you and the job's machines may write to"
+        raise UserError(f"cluster.logs={cluster.logs}", wrong, remedy) from None
     told = run_tool("cluster=slurm", "sbatch", "--parsable", given=script)
     return f"slurm:{told.strip().partition(';')[0]}"
-
-
-def _kubernetes(manifest: str, cluster: KubernetesCluster, name: str) -> str:
-    setting, namespace = "cluster=kubernetes", f"--namespace={cluster.namespace}"
-    if cluster.jobset and not _knows_jobsets(setting):  # or half of the objects would be made
-        raise UserError(
-            "cluster.jobset=true", "this Kubernetes knows no JobSets", "install its controller"
-        )
-    run_kubectl(setting, namespace, "create", "-f", "-", given=manifest)
-    return f"{'jobset' if cluster.jobset else 'kubernetes'}:{cluster.namespace}/{name}"
-
-
-def _knows_jobsets(setting: str) -> bool:
-    return bool(run_kubectl(setting, "api-resources", f"--api-group={JOBSETS}", "--output=name"))

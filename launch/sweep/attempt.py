@@ -10,7 +10,7 @@ from pathlib import Path
 from conf.errors import Diverged, Preempted
 from conf.schema import SweepEvaluateCommand, SweepTrainCommand
 from data.process import usable_cores
-from launch.local import PARENT
+from launch.local import LDM, PARENT
 from launch.sweep.gpus import VISIBLE
 from launch.sweep.record import Outcome
 
@@ -36,7 +36,7 @@ class Attempt:
         self.began, self._told = time.monotonic(), False
         with log.open("ab") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "launch.cli", *arguments],
+                [sys.executable, *LDM, *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

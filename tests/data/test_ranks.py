@@ -32,6 +32,10 @@ def _no_launcher(monkeypatch):
         ({"SLURM_PROCID": "1", "SLURM_NTASKS": "4"}, Ranks(1, 4)),
         ({"RANK": "0", "WORLD_SIZE": "2", "SLURM_PROCID": "1", "SLURM_NTASKS": "4"}, Ranks(0, 2)),
         ({"SLURM_NTASKS": "4"}, Ranks(0, 1)),
+        (
+            {"RANK": "1", "WORLD_SIZE": "4", "LDM_MACHINE": "2", "LDM_MACHINES": "3"},
+            Ranks(9, 12),
+        ),
     ],
 )
 def test_a_launcher_says_which_rank_this_is(monkeypatch, environment, expected):

@@ -27,8 +27,15 @@ WHY_NOT = (
 NODES = ("n1", "n2")
 _JOBS = 30  # more than the tests submit
 _START_LIMIT = 60.0  # seconds; 3 are usual
+_REMEMBERED = 7200  # seconds after a job's end, which is longer than all tests on a busy machine
 # A job that is queued again waits until its first credential has expired. Slurm takes no less.
 _CREDENTIAL_SECONDS = 5
+# Jobs that end stay in COMPLETING for as long as there is a file of this name.
+HOLD = "hold"
+_EPILOG = """\
+#!/bin/sh
+while [ -e {folder}/{hold} ]; do sleep 0.1; done
+"""
 _CONFIG = """\
 ClusterName=lab
 FirstJobId={first_job}
@@ -47,6 +54,8 @@ TaskPlugin=task/none
 SelectType=select/cons_tres
 MpiDefault=none
 JobRequeue=1
+MinJobAge={remembered}
+Epilog={folder}/epilog
 ReturnToService=2
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=1
 NodeName=n[1-2] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{first}-{second}] CPUs=1
@@ -67,9 +76,13 @@ def running_slurm(folder: Path) -> Iterator[dict[str, str]]:
     first, controller = _neighbours(), free_ports(1)[0]
     config = folder / "slurm.conf"
     told = {"host": socket.gethostname(), "folder": folder, "controller": controller}
-    ports = {"first": first, "second": first + 1, "credential": _CREDENTIAL_SECONDS}
-    config.write_text(_CONFIG.format(**told, **ports, first_job=_first_job()))
+    ports = {"first": first, "second": first + 1, "first_job": _first_job()}
+    times = {"credential": _CREDENTIAL_SECONDS, "remembered": _REMEMBERED}
+    config.write_text(_CONFIG.format(**told, **ports, **times))
     (folder / "state").mkdir()
+    epilog = folder / "epilog"
+    epilog.write_text(_EPILOG.format(folder=folder, hold=HOLD))
+    epilog.chmod(0o755)
     key = folder / "munge.key"
     key.write_bytes(secrets.token_bytes(128))
     key.chmod(0o400)

@@ -4,20 +4,23 @@ import json
 import os
 import re
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from conf.clusters import SlurmCluster
 from data.storage import open_prefix
+from launch.jobs.slurm import slurm_script
 from launch.sweep.record import Outcome, read_trials
 from tests.helpers.commands import ENVIRONMENT, LDM, Ended
 from tests.helpers.latents import SMALL_UNET, adam_moments, assert_equal, write_latents
 from tests.helpers.processes import log_tail
-from tests.helpers.slurm import WHY_NOT, running_slurm, slurm_state
+from tests.helpers.slurm import HOLD, WHY_NOT, running_slurm, slurm_state
 from training.engine.checkpoint import Checkpoint, checkpoint_steps, latest_checkpoint
 from training.tracking.code import code_state
 from training.tracking.files import read_metrics
@@ -37,6 +40,14 @@ SWEEP_SETTINGS = (
     *["batch_size=8", "validation.samples=8"],
     *[f"validation.every_samples={EVERY}", f"checkpoint.every_samples={EVERY}"],
 )
+
+WORKER = """\
+#!/bin/bash
+trap 'touch "$SLURM_ARRAY_TASK_ID is told.told"; exit 75' USR1
+touch "$SLURM_ARRAY_TASK_ID begins.told"
+echo begins
+while :; do sleep 0.1; done
+"""
 
 pytestmark = [
     pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT),
@@ -58,6 +69,12 @@ class Lab:
         told = {"capture_output": True, "text": True, "timeout": 60, "check": False}
         done = subprocess.run([*LDM, *arguments], cwd=self.folder, env=environment, **told)
         return Ended(done.returncode, done.stdout + done.stderr)
+
+    def command(self, *words: str, folder: Path | None = None, given: str = "") -> str:
+        """What one of Slurm's own programs prints."""
+        environment = {**os.environ, **self.slurm}
+        told = {"capture_output": True, "text": True, "check": True, "input": given}
+        return subprocess.run(words, cwd=folder or self.folder, env=environment, **told).stdout
 
     def train(self, run: str, *more: str) -> str:
         """Submit a training; its id."""
@@ -98,6 +115,47 @@ class Lab:
         return log_tail(file, 100)
 
 
+@dataclass
+class Workers:
+    """The two jobs of an array that train nothing, but tell what they are told.
+
+    Args:
+        lab: Where they run.
+        folder: They leave a file there for each.
+        job: The array.
+    """
+
+    lab: Lab
+    folder: Path
+    job: str
+
+    @property
+    def numbers(self) -> tuple[str, str]:
+        """Of both, as Slurm takes them."""
+        return f"{number(self.job)}_0", f"{number(self.job)}_1"
+
+    def told(self) -> set[str]:
+        """What they began and were told."""
+        return {file.stem for file in self.folder.glob("*.told")}
+
+    def wait_for(self, *states: str) -> None:
+        """Until both are in these states, the first worker's first."""
+        limit = time.monotonic() + 120
+        while (found := self.lab.states(self.job)) != [*states]:
+            assert time.monotonic() < limit, found
+            time.sleep(0.1)
+
+    @contextmanager
+    def cleaning_up(self) -> Iterator[None]:
+        """Jobs that end stay in COMPLETING."""
+        hold = self.lab.folder / "slurm" / HOLD
+        hold.touch()
+        try:
+            yield
+        finally:
+            hold.unlink()
+
+
 def number(job: str) -> str:
     return job.removeprefix("slurm:")
 
@@ -111,6 +169,28 @@ def lab(s3: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         write_latents(f"{s3}/latents")
         write_latents(f"{s3}/held_out", (16,), seed=1)
         yield Lab(folder, slurm, s3)
+
+
+@pytest.fixture
+def workers(lab: Lab) -> Iterator[Workers]:
+    """Both run, by a script of ours that starts another program, from a folder of an odd name."""
+    folder = lab.folder / "my runs"
+    (folder / "logs").mkdir(parents=True)
+    program = folder / "program"
+    program.write_text(WORKER)
+    program.chmod(0o755)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "executable", str(program))
+        cluster = SlurmCluster(gpus=0, workers=2, time="1-00:00:00")
+        script = slurm_script("array", [], "", cluster)
+    told = lab.command("sbatch", "--parsable", folder=folder, given=script)
+    workers = Workers(lab, folder, f"slurm:{told.strip()}")
+    limit = time.monotonic() + 60
+    while workers.told() != {"0 begins", "1 begins"}:
+        assert time.monotonic() < limit, lab.states(workers.job)
+        time.sleep(0.1)
+    yield workers
+    lab.command("scancel", number(workers.job))  # whatever became of the test: others need room
 
 
 @pytest.fixture(scope="module")
@@ -190,13 +270,24 @@ def test_its_log_is_shown(lab: Lab, signalled: str) -> None:
     assert "zero2 on 2 ranks of cpu, from the start" in told.output
 
 
-def test_a_job_that_is_stopped_saves_and_is_not_queued_again(lab: Lab) -> None:
-    job = lab.train("stopped", "train.samples=8_000_000")
+def test_a_job_that_is_stopped_saves_and_goes_on_only_when_it_is_submitted_again(lab: Lab) -> None:
+    alone = ("cluster.nodes=1", "engine=single", "train.samples=8_000_000")
+    job = lab.train("stopped", *alone)
     lab.wait_for_checkpoint("stopped", job)
     assert lab.ldm("stop", f"job={job}").output == f"{job} was RUNNING\n"
     lab.wait(job, "FAILED")
     told = lab.ldm("status", f"job={job}").output
     assert "Restarts=0" in told and "ExitCode=75:0" in told
+    seen = final(lab, "stopped").progress.samples_seen
+    again = lab.train("stopped", *alone)
+    limit = time.monotonic() + 120
+    while "M parameters, " not in (said := lab.ldm("logs", f"job={again}").output):
+        assert time.monotonic() < limit, said
+        time.sleep(0.2)
+    assert f"single on 1 ranks of cpu, from {seen:,} samples; " in said
+    lab.ldm("stop", f"job={again}")
+    lab.wait(again, "FAILED")
+    assert final(lab, "stopped").progress.samples_seen >= seen
 
 
 def sweep_command(lab: Lab, out: Path, *more: str) -> list[str]:
@@ -257,6 +348,30 @@ def test_an_array_that_is_stopped_saves_what_runs_and_never_begins_the_rest(lab:
         assert time.monotonic() < limit, lab.ldm("logs", f"job={job}").output
     for log in out.glob("trials/*.log"):
         assert "checkpoint saved; the same command goes on from there" in log.read_text()
+
+
+def test_slurm_tells_one_worker_of_an_array_before_its_limit_and_the_others_go_on(
+    lab: Lab, workers: Workers
+) -> None:
+    """The last one to start: the number of its job is the array's own."""
+    job, (first, last) = workers.job, workers.numbers
+    log = lab.ldm("logs", f"job={job}").output
+    assert log.count("my runs/logs/array-") == 2 and log.count("\nbegins\n") == 2
+    shown = lab.command("scontrol", "show", "job", last)
+    assert f"JobId={number(job)} " in shown and "TimeLimit=1-00:00:00 " in shown
+    # Slurm looks each half minute whether less than that and `stop_seconds` is left.
+    lab.command("scontrol", "update", f"JobId={last}", "TimeLimit=5")
+    with workers.cleaning_up():
+        workers.wait_for("RUNNING", "COMPLETING")
+        assert workers.told() == {"0 begins", "1 begins", "1 is told"}
+        assert "Requeue=1 Restarts=0 " in lab.command("scontrol", "show", "job", first)
+        # It would begin again, and the other one be queued again.
+        assert lab.ldm("stop", f"job={job}").output in (
+            f"{job} was COMPLETING, RUNNING\n",
+            f"{job} was RUNNING, COMPLETING\n",
+        )
+    workers.wait_for("FAILED", "CANCELLED")
+    assert workers.told() == {"0 begins", "1 begins", "0 is told", "1 is told"}
 
 
 def test_what_slurm_refuses_is_one_line(lab: Lab) -> None:

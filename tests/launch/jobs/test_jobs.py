@@ -10,12 +10,16 @@ import pytest
 
 from launch.cli import run
 from launch.jobs import submit
-from launch.jobs.submit import job_name
+from launch.jobs.submit import job_name, place
 from training.tracking.code import CodeState
 
 TRAIN = ["train", "data.url=s3://b/latents", "out=s3://b/run", "train.samples=8", "engine=ddp"]
+ENCODERS = ["autoencoder=taesd", "text_encoder=classes"]
 KUBERNETES = ["cluster=kubernetes", "cluster.image=image"]
 SKYPILOT = ["cluster=skypilot", "cluster.image=image"]
+CACHE = ["cache", "data.url=s3://b/images", "out=s3://b/latents", *ENCODERS]
+SAMPLE = ["sample", "checkpoint=s3://b/run", "out=s3://b/pictures"]
+SHARD = ["shard", "source=folder", "out=s3://b/images"]
 SWEEP = [
     *["train", "-m", *TRAIN[1:], "optimizer.lr=1e-3,1e-4", "validation.url=s3://b/held_out"],
     *["cluster=slurm", "cluster.cpus=4", "cluster.processes=2"],
@@ -53,14 +57,50 @@ def test_no_two_jobs_of_one_name_run_at_a_time_if_the_name_is_not_the_users(
 
 
 def test_a_trainings_name_is_that_of_its_run() -> None:
-    name = job_name("train", TRAIN[1:])
-    assert name == job_name("train", [*TRAIN[1:], "cluster.nodes=4", "optimizer.lr=1"])
-    assert name != job_name("train", [*TRAIN[1:], "out=s3://b/other"])
-    assert name != job_name("autoencoder", TRAIN[1:])
-    assert job_name("train", ["out=a"]) == job_name("train", [f"out={Path.cwd()}/a"])
+    name = job_name("train", TRAIN[1:], "s3://b/run")
+    assert name == job_name("train", [*TRAIN[1:], "optimizer.lr=1"], "s3://b/run")
+    assert name != job_name("train", TRAIN[1:], "s3://b/other")
+    assert name != job_name("autoencoder", TRAIN[1:], "s3://b/run")
     for arguments in (["-m", *TRAIN[1:]], TRAIN[1:]):
         command = "train" if "-m" in arguments else "cache"
         assert job_name(command, arguments) != job_name(command, [*arguments, "cluster.cpus=1"])
+
+
+def test_a_run_has_one_name_however_its_place_is_spelt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    here = [
+        "run",
+        "run/",
+        "./run",
+        str(tmp_path / "run"),
+        f"file://{tmp_path}/run",
+        "~/run",
+        "link",
+    ]
+    assert {place(one) for one in here} == {str(tmp_path / "run")}
+    assert {place(one) for one in ("s3://b/run", "s3://b/run/")} == {"s3://b/run"}
+    names = set()
+    for out in ("s3://b/run/", "'s3://b/run'"):
+        told = [one for one in TRAIN if not one.startswith("out=")]
+        assert run([*told, f"out={out}", "cluster=slurm", "cluster.render=true"]) == 0
+        names.add(capsys.readouterr().out.splitlines()[1])
+    assert len(names) == 1
+
+
+def test_a_folder_of_logs_that_cannot_be_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "logs").write_text("a file")
+    assert run([*TRAIN, "cluster=slurm"]) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("ldm: cluster.logs=logs: is no folder, and cannot be made one (")
+    assert shown.count("\n") == 1
 
 
 def test_changes_that_no_job_can_carry_are_refused(
@@ -91,6 +131,22 @@ def test_an_image_that_may_become_another_one_is_told_of(
     assert shown.out.startswith("slurm:7 ")
     assert ("registry/ldm:1 has no digest" in shown.err) is (not digest)
     assert shown.err.count("\n") == (not digest)
+
+
+# Just time enough. URLs, volumes, packages, lists of classes, and prompts as they are.
+@pytest.mark.parametrize(
+    "words",
+    [
+        [*TRAIN, "cluster=slurm", "cluster.time=7"],
+        [*TRAIN, *KUBERNETES, "data.url=/disk/latents"],
+        [*CACHE, *KUBERNETES, "text_encoder=minilm"],
+        [*CACHE, *KUBERNETES],
+        [*SAMPLE, *KUBERNETES, "prompts=[cat]"],
+        [*CACHE, *SKYPILOT, "cluster.gpus=0", "text_encoder.path=/models/clip"],
+    ],
+)
+def test_what_a_job_can_be_is_taken(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([*words, "cluster.render=true"]) == 0, capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -127,11 +183,25 @@ def test_a_missing_program_is_one_line(
         ),
         ([*TRAIN, "cluster=slurm", "cluster.env=[nothing]"], "cluster.env="),
         ([*TRAIN, "cluster=slurm", "cluster.flags=[qos]"], "cluster.flags=qos"),
+        ([*TRAIN, "cluster=slurm", "cluster.time=6:59"], "cluster.time=6:59"),
         ([*TRAIN, "cluster=slurm", "cluster.nodes=3"], "batch_size=256"),
         ([*TRAIN, *KUBERNETES, "cluster.volumes=[data]"], "cluster.volumes=data"),
         ([*TRAIN, *KUBERNETES, "cluster.selector=[data]"], "cluster.selector=data"),
         ([*TRAIN, *KUBERNETES, "cluster.namespace=A"], "cluster.namespace="),
         ([*TRAIN[:2], *TRAIN[3:], "out=work/run", *KUBERNETES], "out=work/run"),
+        ([*TRAIN, *KUBERNETES, "data.url=work/latents"], "data.url=work/latents"),
+        ([*TRAIN, *KUBERNETES, "data.also=[s3://b/a,more]"], "data.also=more"),
+        ([*TRAIN, *KUBERNETES, "validation.url=held_out"], "validation.url=held_out"),
+        ([*TRAIN, *KUBERNETES, "start_from=runs/1"], "start_from=runs/1"),
+        ([*CACHE, *KUBERNETES, "text_encoder.path=classes://names"], "text_encoder.path=names"),
+        (
+            [*CACHE, *KUBERNETES, "text_encoder=minilm", "text_encoder.joined=[{path:clip}]"],
+            "text_encoder.joined[0].path",
+        ),
+        ([*SAMPLE, *KUBERNETES, "prompts=prompts.txt"], "prompts=prompts.txt"),
+        ([*SHARD, *KUBERNETES, "source.path=images"], "source.path=images"),
+        ([*SHARD, *SKYPILOT, "cluster.gpus=0", "source.path=images"], "source.path=images"),
+        ([*TRAIN, *SKYPILOT, "cluster.gpus=0", "data.url=/disk/latents"], "data.url=/disk/latents"),
         ([*TRAIN, "cluster=kubernetes"], "cluster.image"),
         (
             ["sample", "checkpoint=a", "prompts=[cat]", "out=b", "cluster.processes=2"],

@@ -60,7 +60,7 @@ def test_a_slurm_script_hands_over_every_argument(
     script = slurm_script("name", arguments, CODE, SlurmCluster(env=[f"LIST={value}"]))
     got = through_bash(tmp_path_factory.mktemp("script"), script)
     assert got[-len(arguments) :] == arguments
-    assert got[-len(arguments) - 2 : -len(arguments)] == ["-m", "launch.cli"]
+    assert got[-len(arguments) - 3 : -len(arguments)] == ["-P", "-m", "launch.cli"]
 
 
 @settings(max_examples=SCRIPTS, deadline=None)
@@ -79,7 +79,7 @@ def test_a_task_of_skypilot_hands_over_every_argument(
 @given(arguments=ARGUMENTS, value=TEXTS)
 def test_a_manifest_hands_over_every_argument(arguments: list[str], value: str) -> None:
     cluster = KubernetesCluster(image="image", env=[f"LIST={value}"])
-    *_, job = yaml.safe_load_all(kubernetes_manifest("name", arguments, CODE, cluster))
+    job, *_ = yaml.safe_load_all(kubernetes_manifest("name", arguments, CODE, cluster))
     (container,) = job["spec"]["template"]["spec"]["containers"]
     assert [expanded(one) for one in container["args"]] == arguments
     told = {pair["name"]: pair["value"] for pair in container["env"]}
@@ -89,7 +89,7 @@ def test_a_manifest_hands_over_every_argument(arguments: list[str], value: str) 
 @pytest.mark.parametrize("text", ["$(LDM_JOB)", "$$(LDM_JOB)", "a $$ b", "$", "$$$(LDM_JOB)$"])
 def test_no_variable_is_put_into_a_manifest(text: str) -> None:
     cluster = KubernetesCluster(image="image", env=[f"LIST={text}"])
-    *_, job = yaml.safe_load_all(kubernetes_manifest("name", [text], CODE, cluster))
+    job, *_ = yaml.safe_load_all(kubernetes_manifest("name", [text], CODE, cluster))
     (container,) = job["spec"]["template"]["spec"]["containers"]
     assert expanded(container["args"][0]) == text
     assert text in [expanded(pair["value"]) for pair in container["env"]]
