@@ -94,7 +94,7 @@ class Loop:
                     break
                 self.use.count(micro_batches[0])
                 if self.progress == self.start:
-                    spent = self.guards.before_steps(self.progress, micro_batches[0])
+                    spent = self.guards.before_steps(micro_batches[0])
                     self.interval.leave_out(spent)
                 means = self._step(micro_batches)
                 self.interval.add(waited, self.config.batch_size)
