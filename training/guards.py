@@ -18,12 +18,13 @@ from data.corpus import Corpus
 from data.say import say
 from data.storage import Prefix
 from training.diagnose import diagnosed, plain, sample_names, weights_not_finite
-from training.dry import ToCome, dry_batch
+from training.dry import dry_batch
 from training.ema import pointed
 from training.engine.checkpoint import Progress
 from training.engine.shares import whole_weights, without_gathering
 from training.engine.strategy import Engine
-from training.perf import Losses
+from training.headroom import ToCome
+from training.task import Losses
 
 
 class Spikes:
@@ -102,7 +103,7 @@ class Guards:
         data: What is read, for the keys of samples.
         losses: Of the plain module, for a diagnosis.
         out: Where reports are written.
-        to_come: Memory that is taken after the first batch.
+        to_come: Memory that this rank takes after the first batch.
     """
 
     def __init__(

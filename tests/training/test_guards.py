@@ -1,4 +1,4 @@
-"""Updates that fail, losses that jump, ranks that drift apart, time that runs out."""
+"""Updates that fail, losses that jump, ranks that drift apart."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from conf.errors import Preempted, RunError
+from conf.errors import RunError
 from data.storage import open_prefix
 from tests.helpers.latents import (
     adam_moments,
@@ -23,7 +23,6 @@ from training.engine.checkpoint import file_name
 from training.engine.pieces import EMA, MODEL
 from training.engine.strategy import Engine
 from training.guards import Spikes, check_digests, weights_digest
-from training.stop import Deadline
 from training.tracking.files import read_metrics
 
 EVERY_STEP = (
@@ -245,31 +244,3 @@ def test_the_rank_that_differs_is_named() -> None:
 def test_no_rank_is_blamed_without_a_majority(digests: list[int], said: str) -> None:
     with pytest.raises(RunError, match=said):
         check_digests(digests)
-
-
-# --- time --------------------------------------------------------------------------------------
-
-
-def test_a_deadline_leaves_room_for_two_saves(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 1000.0
-    monkeypatch.setattr("time.monotonic", lambda: now)
-    deadline = Deadline(1.0)
-    now = 1049.0
-    assert not deadline.near(save_seconds=5.0)
-    assert deadline.near(save_seconds=6.0)
-    assert not deadline.near(save_seconds=0.0)
-    now = 1058.5
-    assert deadline.near(save_seconds=0.0)
-    assert not Deadline(None).near(save_seconds=1e9)
-
-
-def test_a_run_out_of_time_saves_stops_and_goes_on(tmp_path: Path) -> None:
-    write_latents(tmp_path / "latents")
-    with pytest.raises(Preempted, match="checkpoint saved"):
-        train_small(
-            tmp_path / "latents", tmp_path / "run", "train.samples=800000", "cluster.minutes=0.06"
-        )
-    seen = checkpoint_of(tmp_path / "run").progress.samples_seen
-    assert 0 < seen < 800000
-    train_small(tmp_path / "latents", tmp_path / "run", f"train.samples={seen + 8}")
-    assert checkpoint_of(tmp_path / "run").progress.samples_seen == seen + 8
