@@ -144,3 +144,12 @@ def test_the_best_by_validation_is_kept(tmp_path: Path) -> None:
         assert commit["val_loss"] == line["val_loss"]
     checkpoint = checkpoint_of(run)
     assert checkpoint.val_loss == lines[-1]["val_loss"]
+
+
+def test_the_first_after_every_so_many_samples_is_kept_for_good(
+    latents: Path, tmp_path: Path
+) -> None:
+    settings = ("train.samples=64", "checkpoint.keep_last=1", "checkpoint.keep_every_samples=20")
+    train_small(latents, tmp_path, *EVERY_STEP, *settings)
+    kept = [json.loads(x.read_text()) for x in tmp_path.glob("checkpoints/*/commit.json")]
+    assert sorted(one["samples_seen"] for one in kept) == [24, 40, 64]
