@@ -131,6 +131,14 @@ def peak_where_computed(engine: Engine) -> int:
     return peak_memory()
 
 
+def memory_figures(engine: Engine) -> dict[str, float]:
+    """The most bytes that all ranks have held together, of GPUs too where some are. Collective."""
+    figures = {"peak_memory": engine.total(peak_memory())}
+    if engine.device.type == "cuda":
+        figures["peak_device_memory"] = engine.total(peak_where_computed(engine))
+    return figures
+
+
 def _ranks_here() -> int:
     """Ranks of this machine, which share its memory."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

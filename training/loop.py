@@ -13,7 +13,7 @@ import torch
 from conf.errors import Preempted, RunError
 from conf.training_rules import micro_batch
 from data.loader import Loader
-from data.progress import peak_memory, progress, write_summary
+from data.progress import progress, write_summary
 from data.retry import StoppedWaiting
 from data.say import say
 from data.storage import Prefix
@@ -27,7 +27,7 @@ from training.engine.saving import Saver
 from training.engine.shares import size_of, whole, without_gathering
 from training.engine.strategy import Engine
 from training.guards import Guards
-from training.headroom import peak_where_computed, to_come
+from training.headroom import memory_figures, to_come
 from training.names import VAL_LOSS
 from training.optim import learning_rate
 from training.pace import Pace
@@ -218,13 +218,11 @@ class Loop:
         figures = self.interval.close() | self.pace.figures(self.engine)
         figures["mfu"] = self.use.of(figures["images_per_second"])
         figures["seconds_left"] = seconds_left
-        if self.engine.device.type == "cuda":
-            figures["peak_device_memory"] = self.engine.total(peak_where_computed(self.engine))
         stalled = self.saver.stalled + self.snapshots.stalled
         if stalled > self.stall_told:
             figures["checkpoint_stall"] = stalled - self.stall_told
             self.stall_told = stalled
-        self.figures = {**figures, "peak_memory": self._peak_memory()}
+        self.figures = figures | memory_figures(self.engine)
         self.tracker.log(self.progress.samples_seen, {**means, **self.figures})
 
     def _spread(self) -> None:
@@ -294,12 +292,8 @@ class Loop:
             pieces = average_pieces(self.engine, self.averages.of_lengths)
             self.snapshots.save(pieces, self.progress)
 
-    def _peak_memory(self) -> float:
-        """Bytes, over all ranks."""
-        return self.engine.total(peak_memory())
-
     def _summarise(self) -> None:
-        memory = int(self._peak_memory())
+        memory = int(memory_figures(self.engine)["peak_memory"])
         if self.engine.world.main:
             samples = self.progress.samples_seen - self.start.samples_seen
             seconds = time.perf_counter() - self.began
