@@ -1,5 +1,6 @@
 """The validation loss is what a plain computation gives, and measuring it changes nothing."""
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -228,3 +229,16 @@ def test_a_look_tells_that_it_gets_on(
     train_small(folder / "latents", tmp_path, *settings)
     assert len(signs) == len(set(signs)) > 2
     assert [one == other for one, other in in_steps] == [False, True]
+
+
+def test_a_loss_that_is_not_finite_is_none(folder: Path, tmp_path: Path) -> None:
+    """No best, then, and no word in a file that is no JSON."""
+    write_latents(tmp_path / "held_out", (8,), seed=1, buckets=SIZES, nan_in="0-003")
+    run = tmp_path / "run"
+    settings = ("train.samples=8", f"validation.url={tmp_path / 'held_out'}")
+    train_small(folder / "latents", run, *settings)
+    (commit,) = run.glob("checkpoints/*/commit.json")
+    texts = [commit.read_text(), *(run / "metrics.jsonl").read_text().splitlines()]
+    told = [json.loads(text, parse_constant=pytest.fail) for text in texts]
+    assert [one["val_loss"] for one in told if "val_loss" in one] == [None, None]
+    assert checkpoint_of(run).val_loss is None
