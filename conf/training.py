@@ -45,8 +45,10 @@ class EngineConfig:
         "vanish) or fp32; weights and optimizer stay fp32",
         Precision.bf16,
     )
-    channels_last: bool = setting(
-        "lay images out with their channels together, as the convolutions of GPUs want them", True
+    channels_last: bool | None = setting(
+        "lay images out with their channels together, as the convolutions of GPUs want them; null: "
+        "on GPUs",
+        None,
     )
     recompute: bool = setting(
         "keep only what goes into each block, and compute its inside again on the way back: less "

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from conf.schema import PlanCacheCommand, PlanTrainCommand
+from training.device import together_on
 from training.plan.cache import CachePlan, plan_cache
 from training.plan.denoiser import Denoiser
 from training.plan.fed import fed_by
@@ -27,7 +28,9 @@ def plan_training(config: PlanTrainCommand) -> None:
     Raises:
         UserError: It cannot run; the plan is printed before that.
     """
-    layout = torch.channels_last if config.engine.channels_last else torch.contiguous_format
+    is_gpu = config.plan.gpu is not None or torch.cuda.is_available()
+    together = together_on("cuda" if is_gpu else "cpu", config.engine.channels_last)
+    layout = torch.channels_last if together else torch.contiguous_format
     fed = fed_by(config.data, config.plan)
     denoiser = Denoiser(config.unet, fed, config.diffusion.learned_variance, layout)
     plan = plan_train(config, denoiser)

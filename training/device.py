@@ -75,6 +75,15 @@ def autocast_forward(model: nn.Module, precision: Precision, device: torch.devic
         model.forward = autocast(model.forward)  # type: ignore[method-assign]
 
 
+def together_on(device: str, wanted: bool | None) -> bool:
+    """Whether images lie in memory with their channels together, on a `cuda` or a `cpu`.
+
+    CUDA's convolutions want them so. On CPUs oneDNN reorders what it gets in any case, and weights
+    that are laid out so make it copy their gradients once more.
+    """
+    return device == "cuda" if wanted is None else wanted
+
+
 def lay_out_plainly(model: nn.Module) -> None:
     """Have a model take images with each channel by itself in memory, whoever gives them.
 

@@ -17,10 +17,9 @@ config = UNetConfig(
     head_channels=sizes.head_channels,
     norm_groups=sizes.norm_groups,
 )
-model = UNet(config, 4, WIDTH).to(memory_format=torch.channels_last)
+model = UNet(config, 4, WIDTH)
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 noisy, timesteps, captions, target = batch_of(sizes)
-noisy, target = (one.to(memory_format=torch.channels_last) for one in (noisy, target))
 
 
 def step() -> None:

@@ -97,9 +97,6 @@ def by_hand(kind: str, count: int = STEPS) -> list[float]:
     noisy, target = (torch.randn(batch, latents, side, side) for _ in range(2))
     timesteps = torch.randint(0, 1000, (batch,))
     captions, mask = torch.randn(batch, tokens, width), torch.ones(batch, tokens, dtype=torch.bool)
-    if kind == "bare":
-        model = model.to(memory_format=torch.channels_last)
-        noisy, target = (one.to(memory_format=torch.channels_last) for one in (noisy, target))
     optimizer: Any = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     backward = torch.Tensor.backward
     if kind == "deepspeed":

@@ -167,6 +167,9 @@ def _deepspeed_config(
             "stage": stage,
             "overlap_comm": False,
             "contiguous_gradients": True,
+            # With it stages 1 and 2 put a bucket together anew, add all of it up over all ranks as
+            # well, and copy this rank's part back. Without it they add the bucket up in place.
+            "reduce_scatter": stage == 3,
             "reduce_bucket_size": bucket,
             "allgather_bucket_size": bucket,
             **_offload_config(config),

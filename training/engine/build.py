@@ -9,7 +9,12 @@ from torch import nn
 from conf.enums import EngineKind, OptimizerKind
 from conf.errors import UserError
 from conf.training import EngineConfig, OptimizerConfig
-from training.device import autocast_forward, keep_freed_memory, lay_out_plainly
+from training.device import (
+    autocast_forward,
+    keep_freed_memory,
+    lay_out_plainly,
+    together_on,
+)
 from training.engine.accelerator import ZERO_STAGES, build_accelerator
 from training.engine.optimizers import build_optimizer
 from training.engine.shares import size_of
@@ -50,7 +55,7 @@ def build_engine(
     autocast_forward(model, config.precision, accelerator.device)
     model = model.to(accelerator.device)
     zero_stage = ZERO_STAGES.get(config.kind, 0)
-    if not config.channels_last:
+    if not together_on(accelerator.device.type, config.channels_last):
         lay_out_plainly(model)
     # DeepSpeed views weights as bytes, bitsandbytes walks over them: they have to be contiguous.
     elif not zero_stage and optimizer_config.kind is OptimizerKind.adamw:
