@@ -19,6 +19,7 @@ from benchmarks.trainers.work import CASES
 
 ROOT = Path(__file__).parents[1]
 STATE_GB = 1.0  # weights, averages and moments of the section on checkpoints
+ENGINE_BATCHES = ((16, 20), (64, 6))  # images over both ranks, steps that are timed
 UNETS = {"Latent Foundry": ("bare_ours", OURS), "diffusers": ("bare_diffusers", DIFFUSERS)}
 
 
@@ -62,13 +63,21 @@ def loop(folder: Path, repeats: int) -> str:
 
 
 def engines(folder: Path, repeats: int) -> str:
-    """Milliseconds of a step on two ranks of one thread each."""
+    """Milliseconds of a step on two ranks of one thread each, with a small batch and a larger one.
+
+    What an engine exchanges and copies does not depend on the batch.
+    """
+    return "\n\n".join(_engines(folder, repeats, *batch) for batch in ENGINE_BATCHES)
+
+
+def _engines(folder: Path, repeats: int, batch: int, steps: int) -> str:
     kinds = ("ddp", "zero1", "zero2", "deepspeed")
     seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
     for _ in range(repeats):
         for kind, values in seconds.items():
-            values.append(_program(folder, "loop", OURS, kind, str(folder), ranks=2)["seconds"])
-            print(f"{kind}: {values[-1] * 1e3:.1f} ms", flush=True)
+            arguments = (kind, str(folder), str(batch), str(steps))
+            values.append(_program(folder, "loop", OURS, *arguments, ranks=2)["seconds"])
+            print(f"batch {batch}: {kind}: {values[-1] * 1e3:.1f} ms", flush=True)
     names = {"deepspeed": "Accelerate and DeepSpeed by hand, stage 2, batch in memory"}
     ddp = median(seconds["ddp"])
     rows = [
@@ -79,9 +88,8 @@ def engines(folder: Path, repeats: int) -> str:
         ]
         for kind, xs in seconds.items()
     ]
-    return table(
-        "Milliseconds of a step, two ranks, batch 16 over both", ["", "ms", "of ddp's"], rows
-    )
+    title = f"Milliseconds of a step, two ranks, batch {batch} over both"
+    return table(title, ["", "ms", "of ddp's"], rows)
 
 
 def ema(folder: Path, repeats: int) -> str:

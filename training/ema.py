@@ -13,7 +13,7 @@ def ema_weight(samples_seen: int, batch_size: int, half_life: int) -> float:
     The half-life is at most a tenth of the samples seen, so that the start is forgotten.
 
     Source: Karras et al. 2024 (EDM2), section 3.1 for averages in training images; the ramp is that
-    of the published code of Karras et al. 2022.
+    of the published code of Karras et al. 2022, with a tenth in the place of a twentieth.
     """
     effective = min(half_life, max(samples_seen, 1) * 0.1)
     return 1.0 - 0.5 ** (batch_size / max(effective, 1e-8))

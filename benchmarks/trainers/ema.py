@@ -9,11 +9,7 @@ from diffusers import UNet2DConditionModel
 from diffusers.training_utils import EMAModel
 from torch import nn
 
-
-def update_ema(averages: list[torch.Tensor], weights: list[torch.Tensor], weight: float) -> None:
-    """The one line of `training.ema`, which this environment cannot import."""
-    torch._foreach_lerp_(averages, weights, weight)
-
+from training.ema import update_ema  # imports only torch
 
 torch.set_num_threads(2)
 with torch.device("meta"):  # Stable Diffusion 2's, for its parameters' sizes

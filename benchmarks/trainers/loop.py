@@ -1,6 +1,6 @@
 """The same small UNet stepped bare and by `ldm train`, on one process or two ranks.
 
-    python -m benchmarks.trainers.loop KIND FOLDER
+    python -m benchmarks.trainers.loop KIND FOLDER [BATCH STEPS]
 
 KIND is deepspeed (Accelerate's plugin as it comes, stage 2), an engine of `ldm train`, or both:
 some steps bare and some of `ldm train` in turn in one process, since two processes differ by more
@@ -31,7 +31,7 @@ from training.models.unet import UNet
 from training.tracking.files import read_metrics
 
 DATA = "16 KB"
-BATCH = 16
+BATCH = 16  # over all ranks
 WARM_UP, STEPS = 3, 20
 TURNS, STEPS_A_TURN = 8, 5
 SIZES: dict[str, Any] = {
@@ -59,7 +59,7 @@ def latents_of(folder: Path) -> Path:
     return place
 
 
-def ldm_train(kind: str, folder: Path, count: int = STEPS) -> list[float]:
+def ldm_train(kind: str, folder: Path, count: int = STEPS, batch: int = BATCH) -> list[float]:
     """Seconds of steps of `ldm train`, from its metrics; on rank 0."""
     # Of this launch alone: a quick rank could see an old one before the first rank removes it.
     out = folder / f"run-{os.environ.get('TORCHELASTIC_RUN_ID', os.getpid())}"
@@ -70,10 +70,10 @@ def ldm_train(kind: str, folder: Path, count: int = STEPS) -> list[float]:
         f"out={out}",
         f"engine={kind}",
         "engine.precision=fp32",
-        f"batch_size={BATCH}",
-        f"train.samples={steps * BATCH}",
-        f"checkpoint.every_samples={10 * steps * BATCH}",
-        f"tracking.log_every_samples={BATCH}",
+        f"batch_size={batch}",
+        f"train.samples={steps * batch}",
+        f"checkpoint.every_samples={10 * steps * batch}",
+        f"tracking.log_every_samples={batch}",
         "tracking.kind=off",
         *settings,
     ]
@@ -83,24 +83,24 @@ def ldm_train(kind: str, folder: Path, count: int = STEPS) -> list[float]:
         return []
     lines = read_metrics(open_prefix(str(out), "out"))[WARM_UP:]
     shutil.rmtree(out)
-    return [BATCH / line["images_per_second"] for line in lines]
+    return [batch / line["images_per_second"] for line in lines]
 
 
-def by_hand(kind: str, count: int = STEPS) -> list[float]:
+def by_hand(kind: str, count: int = STEPS, batch: int = BATCH) -> list[float]:
     """Seconds of steps of a loop that has its batch already."""
     keep_freed_memory()
     torch.manual_seed(0)
     (channels, side, _), (tokens, width) = SHAPES[DATA]
     latents, ranks = channels // 2, int(os.environ.get("WORLD_SIZE", "1"))
     model: Any = UNet(UNetConfig(**SIZES), latents, width)
-    batch = BATCH // ranks
-    noisy, target = (torch.randn(batch, latents, side, side) for _ in range(2))
-    timesteps = torch.randint(0, 1000, (batch,))
-    captions, mask = torch.randn(batch, tokens, width), torch.ones(batch, tokens, dtype=torch.bool)
+    micro = batch // ranks
+    noisy, target = (torch.randn(micro, latents, side, side) for _ in range(2))
+    timesteps = torch.randint(0, 1000, (micro,))
+    captions, mask = torch.randn(micro, tokens, width), torch.ones(micro, tokens, dtype=torch.bool)
     optimizer: Any = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     backward = torch.Tensor.backward
     if kind == "deepspeed":
-        accelerator = _accelerator(batch)
+        accelerator = _accelerator(micro)
         model, optimizer = accelerator.prepare(model, optimizer)
         backward = accelerator.backward
     seconds = []
@@ -145,7 +145,11 @@ if __name__ == "__main__":
         latents_of(folder)
         told = in_turn(folder)
     else:
-        steps = by_hand(kind) if kind == "deepspeed" else ldm_train(kind, folder)
+        batch, count = (int(number) for number in sys.argv[3:] or (BATCH, STEPS))
+        if kind == "deepspeed":
+            steps = by_hand(kind, count, batch)
+        else:
+            steps = ldm_train(kind, folder, count, batch)
         told = {"seconds": statistics.median(steps) if is_main() else None}
     if is_main():
         print(json.dumps(told))

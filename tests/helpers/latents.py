@@ -151,8 +151,8 @@ def assert_close(got: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
     """All tensors are the same up to the order of summation.
 
     Sums of float32 in another order differ by some 1e-7 of their largest terms; over a few steps,
-    and with convolutions in another memory layout, by about 1e-5 of a tensor's largest value, and by
-    twice as much where it is a square, as Adam's second moments are.
+    and with convolutions in another memory layout, by about 1e-5 of a tensor's largest value, and
+    by twice as much where it is a square, as Adam's second moments are.
     """
     assert got.keys() == wanted.keys()
     for name, value in wanted.items():
