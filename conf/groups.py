@@ -155,7 +155,7 @@ class ClusterConfig:
         high=65535,
     )
     minutes: float | None = setting(
-        "training saves a checkpoint and stops with exit code 75 before it has gone on so long; null is "
+        "training saves a checkpoint and stops with exit code 75 before its process is so old; null is "
         "no limit",
         None,
         low=0.05,

@@ -52,3 +52,20 @@ def whole_file(
         yield partial
     finally:
         partial.unlink(missing_ok=True)
+
+
+def extend_file(target: Path, size: int, content: bytes) -> bool:
+    """Append to a file that has so many bytes, and flush it; False, and no change, of any other.
+
+    A kill may leave a part of the content.
+    """
+    try:
+        with target.open("r+b") as file:
+            if file.seek(0, os.SEEK_END) != size:
+                return False
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except FileNotFoundError:
+        return False
+    return True

@@ -4,6 +4,7 @@ import ctypes
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -15,6 +16,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 LINUX_PR_SET_PDEATHSIG = 1
+_IMPORTED = time.monotonic()
 
 
 def die_with(parent: int) -> None:
@@ -52,6 +54,16 @@ def process_mark(process: int) -> str:
         return ""
     began = fields[18]  # field 22 of all
     return f"{boot} {space} {process} {began}"
+
+
+def process_age() -> float:
+    """Seconds since this process began; since Python began in it where Linux does not say."""
+    try:
+        status = Path("/proc/self/stat").read_text()
+    except OSError:
+        return time.monotonic() - _IMPORTED
+    ticks = int(status.rpartition(")")[2].split()[19])  # field 22, since the machine's boot
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
 
 
 def usable_cores() -> int:

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from data.say import say
 from data.storage import Prefix
@@ -36,7 +37,7 @@ class Meter:
         self.started = self.printed = time.perf_counter()
         self.bar = _bar() if shown and sys.stdout.isatty() else None
         if self.bar:
-            self.task = self.bar.add_task(name, total=total, completed=done, note="")
+            self.task = self.bar.add_task(name, total=total, completed=done, below="")
             self.bar.start()
 
     @property
@@ -50,18 +51,19 @@ class Meter:
         return (self.total - self.done) / max(self.rate, 1e-9)
 
     def advance(self, count: int, note: str = "") -> None:
-        """Count `count` more samples; `note` stands beside the bar."""
+        """Count `count` more samples; `note` stands below the bar."""
         self.done += count
         if not self.shown:
             return
-        shown_note = f"{self.rate:,.0f} {self.unit}/s {note}"
+        rate = f"{self.rate:,.0f} {self.unit}/s"
         if self.bar:
-            self.bar.update(self.task, completed=self.done, note=shown_note)
+            below = f"{rate}, {note}" if note else rate
+            self.bar.update(self.task, completed=self.done, below=below)
         elif time.perf_counter() - self.printed > SECONDS_BETWEEN_LINES:
             self.printed = time.perf_counter()
             say(
-                f"{self.name}: {self.done:,} of {self.total:,} {self.unit}, "
-                f"{shown_note}, {self.seconds_left:,.0f} s to go"
+                f"{self.name}: {self.done:,} of {self.total:,} {self.unit}, {rate}, "
+                f"{self.seconds_left:,.0f} s to go" + (f"; {note}" if note else "")
             )
 
     def close(self) -> None:
@@ -141,12 +143,16 @@ def peak_memory() -> int:
     return (own + child) * 1024
 
 
-def _bar() -> Progress:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
-    return Progress(*columns, console=Console())
+class _Bar(Progress):
+    """A bar, and below it what would not fit beside it."""
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        """The lines, top down."""
+        yield from super().get_renderables()
+        for task in self.tasks:
+            yield Text(task.fields["below"])
+
+
+def _bar() -> _Bar:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    return _Bar(*columns, TimeRemainingColumn(), console=Console())

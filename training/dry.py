@@ -5,7 +5,6 @@ the engine's wrapper nor the optimizer is touched. Compiled code is not used, fo
 for the plain model and not for the wrapped one.
 """
 
-import os
 import time
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,32 +16,24 @@ from torch import nn
 
 from conf.errors import RunError
 from data.corpus import Corpus
-from data.progress import peak_memory
 from training.diagnose import sample_names
 from training.ema import pointed
 from training.engine.shares import size_of, whole_weights, without_gathering
 from training.engine.strategy import Engine
-from training.memory import Memory, host_memory
-from training.perf import Losses
+from training.headroom import (
+    GPU,
+    HOST,
+    NOTHING,
+    REMEDIES,
+    ToCome,
+    check_memory,
+    memory_left,
+    peak_where_computed,
+    room,
+)
 from training.random import noted_draws
-
-REMEDY = "give a smaller micro_batch_size, engine.recompute=true, or another engine"
-
-
-@dataclass(frozen=True, slots=True)
-class ToCome:
-    """Bytes that training takes after its first batch.
-
-    Args:
-        moments: Of the optimizer, over all parameters.
-        copies: In host memory, that checkpoints are written from, over all ranks.
-    """
-
-    moments: int = 0
-    copies: int = 0
-
-
-NOTHING = ToCome()
+from training.sizes import BYTES
+from training.task import Losses
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +73,7 @@ def dry_batch(
         batch: The micro-batch.
         may_skip: Whether a batch that is not finite may be passed over.
         free_memory_share: Of its memory that each rank has to have left.
-        to_come: What is taken later.
+        to_come: What this rank takes later.
 
     Returns:
         What was found, in a line.
@@ -93,7 +84,7 @@ def dry_batch(
     began = time.perf_counter()
     parameters = sum(map(size_of, engine.module.parameters()))
     # Whole weights and their gradients, which no rank holds in training.
-    lacking = engine.weights_in_shares and _room(engine) < 2 * 4 * parameters
+    lacking = engine.weights_in_shares and room(engine) < 2 * BYTES * parameters
     tried = []
     if not engine.any(lacking):
         tried = engine.gather(_try(engine, losses, data, batch))
@@ -101,16 +92,21 @@ def dry_batch(
         return "the first micro-batch is not tried: there is no room for whole gradients"
     check_tried(tried, may_skip)
     # Measured when every rank holds what it takes; shares take less than what was held here.
-    memory, peaks = engine.gather(_memory(engine, to_come)), engine.gather(_peak(engine))
+    memory = engine.gather(memory_left(engine, to_come))
+    peaks = engine.gather(peak_where_computed(engine))
+    on_gpu = engine.device.type == "cuda"
     if engine.zero_stage < 2:
         check_memory(memory, free_memory_share)
-    if engine.device.type == "cuda":
+    elif on_gpu:  # where the trial took nothing of the host
+        hosts = [{kind: one for kind, one in kinds.items() if kind == HOST} for kinds in memory]
+        check_memory(hosts, free_memory_share)
+    if on_gpu:
         torch.cuda.empty_cache()
-    left = min((one.share for one in memory if one), default=None)
-    room = "" if left is None else f", {left:.0%} of memory left"
+    left = min((one.share for kinds in memory for one in kinds.values()), default=None)
+    rest = "" if left is None else f", {left:.0%} of memory left"
     seconds = time.perf_counter() - began
     return (
-        f"the first micro-batch is tried, in {seconds:.1f} s: peak {max(peaks) / 1e9:.2f} GB{room}"
+        f"the first micro-batch is tried, in {seconds:.1f} s: peak {max(peaks) / 1e9:.2f} GB{rest}"
     )
 
 
@@ -127,7 +123,7 @@ def check_tried(ranks: Sequence[Tried], may_skip: bool) -> None:
     for rank, one in enumerate(ranks):
         where, count = f"rank {rank}, first micro-batch", len(one.places)
         if one.out_of_memory:
-            raise RunError(f"{where}: its device has too little memory; {REMEDY}")
+            raise RunError(f"{where}: its device has too little memory; {REMEDIES[GPU]}")
         if one.shape != (count,):
             raise RunError(f"{where}: its loss is of shape {one.shape}, for {count} samples")
         if one.not_finite and not may_skip:
@@ -143,25 +139,6 @@ def check_tried(ranks: Sequence[Tried], may_skip: bool) -> None:
             raise RunError(
                 f"ranks {found[0]} and {found[1]} {what}: one does the other's work; look at what "
                 "their launcher gives them as RANK and WORLD_SIZE"
-            )
-
-
-def check_memory(ranks: Sequence[Memory | None], share: float) -> None:
-    """Refuse ranks with hardly any memory left.
-
-    Args:
-        ranks: What each one has left; None where nobody can tell.
-        share: That has to be.
-
-    Raises:
-        RunError: Names the first rank with less.
-    """
-    for rank, memory in enumerate(ranks):
-        if memory is not None and memory.share < share:
-            raise RunError(
-                f"rank {rank} will have {memory.free / 1e9:.2f} GB of {memory.total / 1e9:.2f} GB "
-                f"of memory left in training, less than guards.free_memory_share={share:g} of it; "
-                f"{REMEDY}"
             )
 
 
@@ -217,42 +194,3 @@ def _same_buffers(module: nn.Module) -> Iterator[None]:
     finally:
         for buffer, values in zip(module.buffers(), before, strict=True):
             buffer.copy_(values)
-
-
-def _memory(engine: Engine, to_come: ToCome) -> Memory | None:
-    """What this rank's device has left when all is there that training takes, as far as is known.
-
-    Adam's moments come at its first step; on the CPU, so do copies for checkpoints. The memory of
-    the trial counts as taken: allocators keep it for the steps to come.
-    """
-    moments = 0 if engine.optimizer.state else to_come.moments
-    if engine.zero_stage:
-        moments //= engine.world.size
-    if engine.device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(engine.device)
-        return Memory(free - moments, total)
-    memory = host_memory()
-    if memory is None:
-        return None
-    own = moments + to_come.copies // engine.world.size
-    return Memory(memory.free - _ranks_here() * own, memory.total)
-
-
-def _room(engine: Engine) -> float:
-    """Bytes that this rank can still take, as far as anybody can tell."""
-    if engine.device.type == "cuda":
-        return float(torch.cuda.mem_get_info(engine.device)[0])
-    memory = host_memory()
-    return float("inf") if memory is None else memory.free / _ranks_here()
-
-
-def _ranks_here() -> int:
-    """Ranks of this machine, which share its memory."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-
-
-def _peak(engine: Engine) -> int:
-    """The most bytes that this rank has held on its device."""
-    if engine.device.type == "cuda":
-        return torch.cuda.max_memory_allocated(engine.device)
-    return peak_memory()

@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -17,12 +18,13 @@ from data.corpus import Corpus
 from data.say import say
 from data.storage import Prefix
 from training.diagnose import diagnosed, plain, sample_names, weights_not_finite
-from training.dry import ToCome, dry_batch
+from training.dry import dry_batch
 from training.ema import pointed
 from training.engine.checkpoint import Progress
 from training.engine.shares import whole_weights, without_gathering
 from training.engine.strategy import Engine
-from training.perf import Losses
+from training.headroom import ToCome
+from training.task import Losses
 
 
 class Spikes:
@@ -37,23 +39,25 @@ class Spikes:
     def __init__(self, deviations: float) -> None:
         self.deviations = deviations
         self.mean, self.variance, self.count = 0.0, 0.0, 0
+        self.far = False
 
     def meet(self, loss: float) -> float | None:
-        """By how many deviations a loss is above the mean, if that is far.
+        """By how many deviations a loss is above the mean, if that is far and the one before not.
 
-        It then counts for nothing in what follows.
+        It then counts as one that is just not far: a spike moves the mean by little, and losses
+        that stay up become what is usual.
         """
-        if self.count >= self.WARM_UP and self.deviations:
-            above = (loss - self.mean) / math.sqrt(max(self.variance, 1e-20))
-            if above > self.deviations:
-                return above
+        deviation = math.sqrt(max(self.variance, 1e-20))
+        above = (loss - self.mean) / deviation
+        far = bool(self.deviations) and self.count >= self.WARM_UP and above > self.deviations
+        first, self.far = far and not self.far, far
+        off = deviation * self.deviations if far else loss - self.mean
         # Early on a plain mean, so that the first losses do not weigh for ever.
         share = max(1 / (self.count + 1), 1 - self.DECAY)
-        off = loss - self.mean
         self.mean += share * off
         self.variance = (1 - share) * (self.variance + share * off**2)
         self.count += 1
-        return None
+        return above if first else None
 
 
 def weights_digest(module: nn.Module) -> int:
@@ -69,15 +73,25 @@ def check_digests(digests: Sequence[int]) -> None:
     """Refuse to go on with ranks whose weights differ.
 
     Raises:
-        RunError: Names the ranks that are not like most.
+        RunError: Names the ranks that are not like most, or all if no digest is that of most.
     """
-    usual = max(set(digests), key=digests.count)
+    ((usual, count),) = Counter(digests).most_common(1)
+    if count == len(digests):
+        return
     odd = [rank for rank, digest in enumerate(digests) if digest != usual]
-    if odd:
+    if 2 * count > len(digests):
         raise RunError(
             f"the weights of rank {', '.join(map(str, odd))} are not those of the others: look at "
             "that machine's memory, and go on from the last checkpoint without it"
         )
+    alike: dict[int, list[str]] = {}
+    for rank, digest in enumerate(digests):
+        alike.setdefault(digest, []).append(str(rank))
+    sides = " and of ".join(f"rank {', '.join(ranks)}" for ranks in alike.values())
+    raise RunError(
+        f"the weights of {sides} differ, and no majority tells which are right: look at the memory "
+        "of those machines, and go on from the last checkpoint"
+    )
 
 
 class Guards:
@@ -89,7 +103,7 @@ class Guards:
         data: What is read, for the keys of samples.
         losses: Of the plain module, for a diagnosis.
         out: Where reports are written.
-        to_come: Memory that is taken after the first batch.
+        to_come: Memory that this rank takes after the first batch.
     """
 
     def __init__(
@@ -105,11 +119,10 @@ class Guards:
         self._losses, self._out, self._to_come = losses, out, to_come
         self._spikes = Spikes(config.spike_deviations)
 
-    def before_steps(self, progress: Progress, micro_batch: Any) -> float:
+    def before_steps(self, micro_batch: Any) -> float:
         """Try this rank's first micro-batch, if that is wanted.
 
         Args:
-            progress: Before the first step.
             micro_batch: As the loader gives it.
 
         Returns:
@@ -120,14 +133,12 @@ class Guards:
         """
         began = time.perf_counter()
         if self._config.dry_batch:
-            skips = self._config.nonfinite is OnNonfinite.skip
-            may_skip = skips or progress.loss_scale is not None  # which falls first, and may help
             found = dry_batch(
                 self._engine,
                 self._losses,
                 self._data,
                 micro_batch,
-                may_skip,
+                self._config.nonfinite is OnNonfinite.skip,
                 self._config.free_memory_share,
                 self._to_come,
             )
@@ -163,7 +174,8 @@ class Guards:
                 )
             return replace(progress, loss_scale=scale.after(applied=True) if scale else None)
         skipped = replace(progress, skipped=progress.skipped + 1)
-        if scale and scale.factor > 1:  # too large a factor comes first among what it could be
+        # The factor comes after the loss: it can be too large for gradients alone.
+        if scale and scale.factor > 1 and math.isfinite(means["loss"]):
             overflows = progress.overflows + 1
             return replace(skipped, overflows=overflows, loss_scale=scale.after(applied=False))
         self._report(progress, means, micro_batches)
@@ -179,7 +191,7 @@ class Guards:
         )
 
     def compare_ranks(self) -> None:
-        """Make sure that weights that all ranks hold are the same on all; ZeRO-3 has none such.
+        """Make sure that weights that all ranks hold are the same on all; not under ZeRO-3.
 
         Raises:
             RunError: They are not.

@@ -9,36 +9,38 @@ from typing import Any
 
 import torch
 
-from conf.errors import Preempted
+from conf.errors import Preempted, RunError
 from conf.training_rules import micro_batch
 from data.loader import Loader
-from data.progress import peak_memory, progress, write_summary
+from data.progress import progress, write_summary
 from data.retry import StoppedWaiting
 from data.say import say
 from data.storage import Prefix
 from training.averages import Averages
-from training.dry import ToCome
 from training.ema import averaged
 from training.engine.checkpoint import Progress
 from training.engine.heartbeat import Heartbeat
 from training.engine.pieces import average_pieces, pieces_of
-from training.engine.pulse import Phase
+from training.engine.pulse import Phase, main_stack
 from training.engine.saving import Saver
 from training.engine.shares import size_of, whole, without_gathering
 from training.engine.strategy import Engine
 from training.guards import Guards
+from training.headroom import memory_figures, to_come
 from training.names import VAL_LOSS
 from training.optim import learning_rate
 from training.pace import Pace
 from training.perf import Interval, Use
 from training.random import step_seed
 from training.run import TrainingConfigs
-from training.sizes import checkpoint_bytes, moment_bytes, snapshot_bytes
+from training.shown import shown
+from training.sizes import checkpoint_bytes
 from training.spread import weight_histograms
-from training.stop import Deadline, stop_flag
+from training.stop import Deadline, StopFlag, stop_flag
 from training.task import Task
 from training.track import Tracker
 from training.tracking.stall import Stall
+from training.watch import Seen
 
 
 class Loop:
@@ -66,9 +68,12 @@ class Loop:
         self.began = time.perf_counter()
         self.interval, self.pace = Interval(), Pace(engine.device)
         self.guards = Guards(
-            config.guards, engine, task.data, task.losses, out, _to_come(engine, config)
+            config.guards, engine, task.data, task.losses, out, to_come(engine, config)
         )
-        self.deadline = Deadline(config.cluster.minutes)
+        sizes = [size_of(parameter) for parameter in engine.module.parameters()]
+        written = checkpoint_bytes(sizes, config.optimizer.kind, config.train.ema_lengths)
+        self.deadline = Deadline(config.cluster.minutes, written // engine.world.size)
+        self.figures: dict[str, float] = {}
         self.saver, self.snapshots = saver, snapshots
         self.stall_told = 0.0
         self.heart = heart
@@ -83,27 +88,29 @@ class Loop:
             Preempted: Told to stop; a checkpoint is saved.
         """
         total, main = self.config.train.samples, self.engine.world.main
-        shown = progress(self.task.command, total, self.progress.samples_seen, shown=main)
+        bar = progress(self.task.command, total, self.progress.samples_seen, shown=main)
         done = False
         flag = stop_flag(self.task.data.stop_waiting)
-        with flag as stop, shown as meter, self._stalls():
+        with flag as stop, bar as meter, self._stalls():
             for micro_batches, waited in self._batches():
                 # Asked before the step: a rank that stopped waiting for data has none to make.
-                told = stop.requested or self.deadline.near(self.saver.seconds)
+                told = self._told(stop)
                 if self.engine.any(told or micro_batches is None or self._failed):
                     break
                 self.use.count(micro_batches[0])
                 if self.progress == self.start:
-                    spent = self.guards.before_steps(self.progress, micro_batches[0])
+                    spent = self.guards.before_steps(micro_batches[0])
                     self.interval.leave_out(spent)
+                began = time.perf_counter()
                 means = self._step(micro_batches)
+                self.deadline.step(waited + time.perf_counter() - began)
                 self.interval.add(waited, self.config.batch_size)
                 self.pace.step(waited, self.config.batch_size // self.engine.world.size)
-                meter.advance(self.config.batch_size, f"loss {means['loss']:.4f}{self.use}")
+                meter.advance(self.config.batch_size, shown(means, self.figures))
                 done = self.progress.samples_seen >= total
                 if done or self._due(self.config.tracking.log_every_samples):
                     self._log(means, meter.seconds_left)
-                self._watch(done)
+                self._watch(done, stop)
                 if self._due(self.config.tracking.histograms_every_samples):
                     self._spread()
                 if self._due(self.config.guards.digest_every_samples):
@@ -113,6 +120,8 @@ class Loop:
                     self._save()
                 if done:
                     break
+            if not done and self.progress == self.start:
+                self._require_time(stop)
             if not done and self.progress != self.saved:
                 self._save()
             self.heart.beat(self.progress.updates, Phase.saving)
@@ -124,6 +133,19 @@ class Loop:
                 f"stopped after {self.progress.samples_seen:,} samples, checkpoint saved; "
                 "the same command goes on from there"
             )
+
+    def _told(self, stop: StopFlag) -> bool:
+        """Whether this rank is to stop: for a signal, or because time runs out."""
+        return stop.requested or self.deadline.near(self.saver.seconds + self.snapshots.seconds)
+
+    def _require_time(self, stop: StopFlag) -> None:
+        """Refuse to have a scheduler start again and again what never makes a step. Collective."""
+        if self.engine.any(stop.requested) or not self.engine.any(self._told(stop)):
+            return
+        raise RunError(
+            f"cluster.minutes={self.config.cluster.minutes:g}: they are over, but for the time "
+            "that a checkpoint takes, before the first step; give more"
+        )
 
     def _batches(self) -> Iterator[tuple[list[Any] | None, float]]:
         """This rank's micro-batches of each global batch, and the seconds waited for them.
@@ -195,15 +217,12 @@ class Loop:
         figures = self.interval.close() | self.pace.figures(self.engine)
         figures["mfu"] = self.use.of(figures["images_per_second"])
         figures["seconds_left"] = seconds_left
-        if self.engine.device.type == "cuda":
-            most = torch.cuda.max_memory_allocated(self.engine.device)
-            figures["peak_device_memory"] = self.engine.total(most)
         stalled = self.saver.stalled + self.snapshots.stalled
         if stalled > self.stall_told:
             figures["checkpoint_stall"] = stalled - self.stall_told
             self.stall_told = stalled
-        values = {**means, **figures, "peak_memory": self._peak_memory()}
-        self.tracker.log(self.progress.samples_seen, values)
+        self.figures = figures | memory_figures(self.engine)
+        self.tracker.log(self.progress.samples_seen, {**means, **self.figures})
 
     def _spread(self) -> None:
         began = time.perf_counter()
@@ -220,19 +239,35 @@ class Loop:
             self.tracker.alert("stall", told)
 
         seconds = self.config.tracking.stall_seconds if self.engine.world.main else 0.0
-        return Stall(seconds, lambda: self.heart.beats, tell)
+        return Stall(seconds, self._signs, tell)
 
-    def _watch(self, done: bool) -> None:
+    def _signs(self) -> tuple[Any, ...]:
+        """What changes as this rank gets on; the first step may compile, without any beat."""
+        return self.heart.beats, main_stack() if self.progress == self.start else None
+
+    def _watch(self, done: bool, stop: StopFlag) -> None:
         """Take the looks that are due, before a checkpoint: what it says was seen, was seen."""
         due = [one for one in self.task.watches if done or self._due(one.every_samples)]
         if not due:
             return
         self.heart.beat(self.progress.updates, Phase.validating)
         began, seen = time.perf_counter(), self.progress.samples_seen
+
+        def go_on() -> bool:
+            self.heart.again()
+            return not self._told(stop)
+
         averages = [*whole(self.engine, self.averages.own)]
+        found: list[Seen] = []
         with without_gathering(self.engine), averaged(self.engine.module, averages):
-            found = [one.look(self.engine) for one in due]
-        for one, watch in zip(found, due, strict=True):
+            for one in due:
+                what = one.look(self.engine, go_on)
+                if what is None:
+                    break
+                found.append(what)
+        if len(found) < len(due) and self.engine.world.main:
+            say(f"{self.task.command}: told to stop, so what was being measured is left out")
+        for one, watch in zip(found, due, strict=False):  # those that were left have no answer
             if one.values:
                 self.tracker.log(seen, dict(one.values))
             if VAL_LOSS in one.values:
@@ -255,21 +290,9 @@ class Loop:
             pieces = average_pieces(self.engine, self.averages.of_lengths)
             self.snapshots.save(pieces, self.progress)
 
-    def _peak_memory(self) -> float:
-        """Bytes, over all ranks."""
-        return self.engine.total(peak_memory())
-
     def _summarise(self) -> None:
-        memory = int(self._peak_memory())
+        memory = int(memory_figures(self.engine)["peak_memory"])
         if self.engine.world.main:
             samples = self.progress.samples_seen - self.start.samples_seen
             seconds = time.perf_counter() - self.began
             write_summary(self.out, self.task.command, samples, seconds, memory)
-
-
-def _to_come(engine: Engine, config: TrainingConfigs) -> ToCome:
-    """What training takes besides what its first batch does."""
-    sizes = [size_of(parameter) for parameter in engine.module.parameters()]
-    lengths, kind = config.train.ema_lengths, config.optimizer.kind
-    copies = checkpoint_bytes(sizes, kind, lengths) + snapshot_bytes(sizes, lengths)
-    return ToCome(moment_bytes(sizes, kind), copies)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from training.engine.strategy import Engine
 
-Losses = Callable[[Any], Mapping[str, Tensor]]
+OfBatch = Callable[[Any], Mapping[str, Tensor]]
 
 
 class Pace:
@@ -28,7 +28,7 @@ class Pace:
         self._events: list[tuple[Any, Any]] = []
         self.seconds, self.samples = 0.0, 0
 
-    def timed(self, losses: Losses) -> Losses:
+    def timed(self, losses: OfBatch) -> OfBatch:
         """The same function; its calls count."""
 
         def call(batch: Any) -> Mapping[str, Tensor]:

@@ -7,19 +7,17 @@ rate of a matrix product is measured, and said so.
 import copy
 import re
 import time
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from conf.enums import Precision
 from training.device import DTYPES
+from training.task import Losses
 
-# Per-sample values of a micro-batch on a device, by a model that is called for them.
-Losses = Callable[[nn.Module, Any, torch.device], Mapping[str, Tensor]]
 META = torch.device("meta")
 # A backward pass takes a product each for the gradients of inputs and of weights. What
 # engine.recompute computes again is not counted: MFU is of the model's FLOPs, not the hardware's.
@@ -211,7 +209,6 @@ class Use:
     def __init__(self, losses: Losses, shapes: nn.Module, peak: float) -> None:
         self._losses, self._shapes, self._peak = losses, shapes, peak
         self._flops: float | None = None
-        self._last = ""
 
     def count(self, micro_batch: Any) -> None:
         """Count the FLOPs of a forward pass, by the first micro-batch that comes."""
@@ -222,9 +219,4 @@ class Use:
     def of(self, images_per_second: float) -> float:
         """Model FLOPs utilisation at that speed, in [0, 1]."""
         assert self._flops is not None
-        share = utilisation(self._flops, images_per_second, self._peak)
-        self._last = f", MFU {share:.1%}"
-        return share
-
-    def __str__(self) -> str:
-        return self._last
+        return utilisation(self._flops, images_per_second, self._peak)

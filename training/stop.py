@@ -2,9 +2,12 @@
 
 import signal
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+from data.process import process_age
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
@@ -31,17 +34,32 @@ class Deadline:
     """When a training that may take only so long has to save and stop.
 
     Args:
-        minutes: From now on; None is no limit.
+        minutes: Since this process began; None is no limit.
+        checkpoint_bytes: That this rank writes, for as long as nobody has timed it.
     """
 
     LEAST_MARGIN = 2.0  # seconds
+    RATE = 200e6  # bytes that a rank writes in a second; `ldm plan` assumes as much
+    STEPS = 100  # that are looked back on: one that compiles is forgotten in time
 
-    def __init__(self, minutes: float | None) -> None:
-        self._end = None if minutes is None else time.monotonic() + 60 * minutes
+    def __init__(self, minutes: float | None, checkpoint_bytes: int) -> None:
+        began = time.monotonic() - process_age()
+        self._end = None if minutes is None else began + 60 * minutes
+        self._untimed = checkpoint_bytes / self.RATE
+        self._steps: deque[float] = deque(maxlen=self.STEPS)
+
+    def step(self, seconds: float) -> None:
+        """Note how long a step took, the wait for its data included."""
+        self._steps.append(seconds)
 
     def near(self, save_seconds: float) -> bool:
-        """Whether it is time to stop, if a checkpoint takes so long: with room for two."""
-        margin = max(2 * save_seconds, self.LEAST_MARGIN)
+        """Whether it is time to stop: with room for a step and two checkpoints.
+
+        Args:
+            save_seconds: That the last checkpoint took; 0 if there was none.
+        """
+        saving = save_seconds or self._untimed
+        margin = max(max(self._steps, default=0.0) + 2 * saving, self.LEAST_MARGIN)
         return self._end is not None and time.monotonic() > self._end - margin
 
 

@@ -4,11 +4,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from data.corpus import Corpus
-from training.perf import Losses
 from training.watch import Watch
+
+# Per-sample values of a micro-batch on a device, by a model that is called for them.
+Losses = Callable[[nn.Module, Any, torch.device], Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True, slots=True)

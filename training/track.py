@@ -28,7 +28,6 @@ from training.tracking.wandb_run import (
     wandb_key,
 )
 
-SECONDS_BETWEEN_WRITES = 15.0
 SECONDS_FOR_FILES = 60.0  # that the last write to a slow disk or store may take
 
 
@@ -97,7 +96,7 @@ class Tracker:
             return
         self._files.add({"samples_seen": samples_seen, **values})
         self._tell(lambda sink: sink.log(samples_seen, values))
-        if time.monotonic() - self._written > SECONDS_BETWEEN_WRITES:
+        if time.monotonic() - self._written > self._files.pause:
             self._write_behind()
 
     def show(self, samples_seen: int, folder: str, picture: NDArray[np.uint8]) -> None:

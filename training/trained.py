@@ -12,7 +12,7 @@ from conf.diffusion import DiffusionConfig, SamplerConfig
 from data.spec import LatentSpec
 from data.stream import Dataset
 from training.device import exact_float32
-from training.diffusion.sampler import Progress, sample
+from training.diffusion.sampler import OnStep, sample
 from training.diffusion.schedule import Schedule
 from training.encoders import AnyAutoencoder
 from training.feed import encode_captions
@@ -77,7 +77,7 @@ def sample_images(
     places: range,
     config: SamplerConfig,
     seed: int,
-    on_step: Progress | None = None,
+    on_step: OnStep | None = None,
 ) -> NDArray[np.uint8]:
     """Images (B, H, W, 3), uint8, of captions, each by its caption, seed and place alone.
 
@@ -95,7 +95,7 @@ def sample_latents(
     places: Sequence[int],
     config: SamplerConfig,
     seed: int,
-    on_step: Progress | None = None,
+    on_step: OnStep | None = None,
 ) -> Tensor:
     """Final latents (B, C, H, W) of captions, each by its caption, seed and place alone.
 

@@ -31,7 +31,7 @@ from training.names import VAL_LOSS
 from training.numbers import as_tensor
 from training.random import Purpose, normal, uniform
 from training.step import as_denoiser, final_latents, stored_condition, stratified
-from training.watch import Seen, Watch
+from training.watch import GoOn, Seen, Watch
 
 SETTING = "validation.url"
 LOSS, BIN = VAL_LOSS, "val_loss_bin_"
@@ -60,16 +60,21 @@ def validation_watch(config: TrainCommand, data: Corpus, feed: Feed, schedule: S
     places = pieces(count, unit_of(held_out.main.manifest.buckets), micro)
     places = places[world.rank :: world.size]
 
-    def look(engine: Engine) -> Seen:
+    def look(engine: Engine, go_on: GoOn) -> Seen | None:
         sums = torch.zeros(settings.bins, 2, dtype=torch.float64, device=engine.device)
         there = schedule.to(engine.device)
         reading = batches(held_out, feed.collate, places, config.data.threads)
+        left = False
         with closing(reading), torch.no_grad():
             for batch in reading:
+                if left := not go_on():
+                    break
                 losses, times = held_out_losses(
                     engine.module, feed, batch, config.diffusion, there, settings.seed, count
                 )
                 sums += bin_sums(losses, times, settings.bins)
+        if engine.any(left):
+            return None
         values = bin_means(engine.sum(sums))
         if engine.world.main:
             say(f"train: validation loss {values[LOSS]:.4f}")

@@ -8,6 +8,10 @@ from numpy.typing import NDArray
 
 from training.engine.strategy import Engine
 
+# Asked by a look between any two parts of its work, which so tells that it gets on. False: it is to
+# end at once, for the run is told to stop.
+GoOn = Callable[[], bool]
+
 
 @dataclass(frozen=True, slots=True)
 class Seen:
@@ -28,12 +32,13 @@ class Watch:
 
     Args:
         every_samples: Samples of training between two looks.
-        look: Called with the averaged weights in the engine's module, in evaluation mode. Changes
-            neither weights nor the state of any random generator.
+        look: Called with the averaged weights in the engine's module, in evaluation mode, and with
+            what says between its parts whether to go on. Changes neither weights nor the state of
+            any random generator. None, on every rank, if one of them was not to go on.
         meaning: What tells the validation loss that it measures from others'; None if it measures
             none.
     """
 
     every_samples: int
-    look: Callable[[Engine], Seen]
+    look: Callable[[Engine, GoOn], Seen | None]
     meaning: str | None = None

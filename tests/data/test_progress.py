@@ -28,7 +28,7 @@ def test_a_log_has_a_line_every_so_often(clock, capsys):
             clock(1)
             meter.advance(10)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "shard: 110 of 1,000 images, 10 images/s , 89 s to go"
+    assert lines[0] == "shard: 110 of 1,000 images, 10 images/s, 89 s to go"
     assert len(lines) == 3
 
 
@@ -38,7 +38,7 @@ def test_the_rate_is_of_this_process(clock, capsys):
         meter.advance(100, "loss 0.5")
         assert meter.rate == 5
         assert meter.done == 600
-    line = "shard: 600 of 1,000 samples, 5 samples/s loss 0.5, 80 s to go\n"
+    line = "shard: 600 of 1,000 samples, 5 samples/s, 80 s to go; loss 0.5\n"
     assert capsys.readouterr().out == line
 
 

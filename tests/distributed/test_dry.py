@@ -1,4 +1,5 @@
-"""Ranks that would do each other's work, or fail, are refused before the first step."""
+"""Ranks that would do each other's work, or fail, are refused before the first step, and those
+that have drifted apart after it."""
 
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
@@ -7,6 +8,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
+import torch
 
 import data.loader
 import training.step
@@ -21,11 +23,13 @@ from tests.helpers.latents import (
     write_latents,
 )
 from tests.helpers.ranks import run_ranks
+from training.engine.strategy import Engine
 
 KINDS = ("ddp", "zero1", "zero2", "zero3")
 WATCHED = ("guards.hang_seconds=20", "guards.dry_batch=true")
 PLAIN = ("guards.hang_seconds=0", "guards.dry_batch=false")
 BAD_PLACE = 5  # of rank 1
+DRIFT = ("guards.digest_every_samples=8", "checkpoint.every_samples=8")
 
 
 def all_as_rank_0(start: int, part: int, micro: int, rank: int, ranks: int) -> range:
@@ -38,9 +42,22 @@ def normal_of_neighbours(seed: int, places: Iterable[int], *more: Any) -> Any:
 
 
 rank_places, normal = data.loader.rank_places, training.step.normal
+update = Engine.update
+
+
+def flipping(engine: Engine, *given: Any) -> dict[str, float]:
+    """As if a bit of rank 1's memory changed after a step."""
+    told = update(engine, *given)
+    if engine.world.rank == 1:
+        bits = next(engine.module.parameters()).data.view(torch.int32)
+        bits[(0,) * bits.ndim] ^= 1
+    return told
+
+
 FAULTS: dict[str, tuple[Any, str, Callable[..., Any]]] = {
     "samples": (data.loader, "rank_places", all_as_rank_0),
     "noise": (training.step, "normal", normal_of_neighbours),
+    "drift": (Engine, "update", flipping),
 }
 
 
@@ -53,6 +70,7 @@ def train_with_faults(root: Path) -> dict[str, str]:
         ("nan", "poisoned", ()),
         ("skipped", "poisoned", ("guards.nonfinite=skip", "train.samples=16")),
         ("memory", "latents", ("guards.free_memory_share=1",)),
+        ("drift", "latents", DRIFT),
     ]
     for name, latents, settings in cases:
         with ExitStack() as patches:
@@ -90,6 +108,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[s
         ("nan", "rank 1, first micro-batch: the loss of "),
         ("memory", "less than guards.free_memory_share=1 of it"),
         ("skipped", "nothing"),
+        ("drift", "the weights of rank 0 and of rank 1 differ, and no majority"),
     ],
 )
 def test_a_fault_is_refused_on_every_rank_and_named(

@@ -1,5 +1,6 @@
 """What runs is the engine that was asked for, in the precision that was asked for."""
 
+from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
@@ -10,9 +11,10 @@ from torch import nn
 
 from conf.enums import EngineKind, Precision
 from conf.errors import UserError
-from conf.training import EngineConfig, OptimizerConfig
+from conf.training import EngineConfig, OptimizerConfig, TrainingConfig
 from tests.helpers.engines import forget_engine
 from tests.helpers.ranks import run_ranks
+from training.averages import Averages
 from training.engine.build import build_engine
 from training.engine.shares import kept_weights, whole_weights
 from training.engine.strategy import Engine, flat_partitions
@@ -52,6 +54,13 @@ def describe_engines() -> dict[tuple[str, str], dict[str, Any]]:
     return facts
 
 
+def collectives(work: Callable[[], object]) -> list[str]:
+    """What ranks say to each other meanwhile, whoever asks for it."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+        work()
+    return [event.name for event in seen.events() if event.name.startswith("c10d::")]
+
+
 def describe_engine(kind: str, precision: str) -> dict[str, Any]:
     torch.manual_seed(0)
     network = Network()
@@ -59,7 +68,15 @@ def describe_engine(kind: str, precision: str) -> dict[str, Any]:
     weights = kept_weights(engine)
     before = weights[0].clone()
     batch = torch.randn(2, 64)
-    engine.update([batch], lambda values: {"loss": engine.model(values).float().mean(1)}, lr=0.25)
+
+    def losses(values: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"loss": engine.model(values).float().mean(1)}
+
+    engine.update([batch], losses, lr=0.25)
+    step = float((weights[0] - before).abs().mean())
+    in_step = collectives(lambda: engine.update([batch], losses, lr=0.25))
+    averages = Averages(engine, TrainingConfig(samples=8, ema_lengths=[0.05]), None)
+    in_averages = collectives(lambda: averages.update(2, 2))
     partitions = flat_partitions(engine) if engine.zero_stage else []
     states = [engine.optimizer.state[key] for key in engine.optimizer.state]
     facts = {
@@ -72,7 +89,9 @@ def describe_engine(kind: str, precision: str) -> dict[str, Any]:
         "met": network.met,
         "weights": {parameter.dtype for parameter in network.parameters()},
         # Adam's first step is as long as the learning rate, whatever the gradient.
-        "step": float((weights[0] - before).abs().mean()),
+        "step": step,
+        "collectives": (in_step, in_averages),
+        "fused": [group["fused"] for group in engine.optimizer.param_groups],
         "kept": sum(own.numel() for own in weights),
         "there": network.linear.weight.numel(),
     }
@@ -171,6 +190,20 @@ def test_ranks_average_halves_of_the_weights(facts: list[Any], kind: str) -> Non
     assert sum(kept) == 64 * 33 + 33
     assert max(kept) - min(kept) <= 2  # one for each parameter
     assert facts[0]["ddp", "fp32"]["kept"] == 64 * 33 + 33
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_averaging_asks_nothing_of_other_ranks(facts: list[Any], kind: str) -> None:
+    """And so gathers no weights, in shares or not."""
+    for rank in facts:
+        in_step, in_averages = rank[kind, "fp32"]["collectives"]
+        assert in_step
+        assert in_averages == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_adamw_is_the_fused_one(facts: list[Any], kind: str) -> None:
+    assert [rank[kind, "fp32"]["fused"] for rank in facts] == [[True]] * 2
 
 
 @pytest.mark.parametrize("kind", KINDS)

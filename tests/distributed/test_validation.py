@@ -1,11 +1,17 @@
 """What is measured and shown on the way does not depend on the ranks or the engine."""
 
+import os
+import signal
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
+import torch.distributed as dist
 
+from conf.errors import Preempted
 from data.image import decode_image
 from data.storage import open_prefix
 from tests.helpers.caches import run_cache, train_small
@@ -13,6 +19,7 @@ from tests.helpers.datasets import run_shard
 from tests.helpers.engines import train_in_turn
 from tests.helpers.latents import assert_equal, checkpoint_of
 from tests.helpers.ranks import run_ranks
+from training import grids, validate
 from training.tracking.files import read_metrics
 
 TRAINING = ("unet.dropout=0", "optimizer.lr=0.1", "optimizer.eps=1e-2", "train.samples=16")
@@ -25,6 +32,39 @@ WATCHED = (
     "validation.sampler.steps=3",
 )
 KINDS = ("ddp", "zero2", "zero3")
+
+
+def left_in_turn(latents: Path, runs: Sequence[tuple[Path, Sequence[str]]]) -> list[str]:
+    """For `run_ranks`: as `train_in_turn`, but rank 1 is told to stop by what looks first."""
+
+    def told(work: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*given: Any) -> Any:
+            if dist.get_rank() == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return work(*given)
+
+        return call
+
+    said = []
+    with (
+        mock.patch.object(validate, "held_out_losses", told(validate.held_out_losses)),
+        mock.patch.object(grids, "sample_images", told(grids.sample_images)),
+    ):
+        for run in runs:
+            with pytest.raises(Preempted) as caught:
+                train_in_turn(latents, [run])
+            said.append(str(caught.value))
+    return said
+
+
+def train_and_leave(
+    latents: Path,
+    cases: Sequence[tuple[Path, Sequence[str]]],
+    left: Sequence[tuple[Path, Sequence[str]]],
+) -> list[str]:
+    """For `run_ranks`: some runs to their ends, and some that leave what they look at."""
+    train_in_turn(latents, cases)
+    return left_in_turn(latents, left)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +83,14 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         cases.append((root / kind, (*watched, f"engine={kind}")))
     for kind in ("zero2", "zero3"):
         cases.append((root / f"{kind}_unwatched", (*TRAINING, f"engine={kind}")))
-    run_ranks(train_in_turn, 2, root / "latents", cases)
+    only_grids = ("engine=zero3", "validation.url=null", "validation.grid_every_samples=8")
+    left = [
+        (root / "left_validation", (*watched, "engine=zero2", "micro_batch_size=2")),
+        (root / "left_grid", (*TRAINING, *WATCHED, *only_grids)),
+    ]
+    said = run_ranks(train_and_leave, 2, root / "latents", cases, left)
+    stopped = [line.startswith("stopped after 8 samples") for rank in said for line in rank]
+    assert stopped == [True] * 4
     encoders = ("autoencoder=trained", f"autoencoder.url={autoencoder}", "text_encoder=minilm")
     on_images = (f"data.url={root / 'images'}", f"validation.url={root / 'held_out_images'}")
     cases = [(root / "single", watched), (root / "images_run", (*watched, *encoders, *on_images))]
@@ -99,3 +146,12 @@ def test_grids_are_those_of_one_rank(runs: Path, kind: str) -> None:
     for cell in cells:
         assert cell.std() > 5
     assert np.abs(cells[0] - cells[1]).mean() > 5  # each from a noise of its own
+
+
+@pytest.mark.parametrize("what", ["validation", "grid"])
+def test_a_look_is_left_by_all_ranks_when_one_is_told_to_stop(runs: Path, what: str) -> None:
+    """Rank 1 was told so in its first part."""
+    run = runs / f"left_{what}"
+    assert checkpoint_of(run).progress.samples_seen == 8
+    assert validations(run) == []
+    assert not (run / "samples").exists()

@@ -2,12 +2,15 @@
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
 
 from tests.helpers.commands import ldm, running_ldm, wait_for_end, wait_until
 from tests.helpers.latents import SMALL_UNET, write_latents
+
+SECONDS_TO_SAVE = 60.0  # that a scheduler's grace period may be, to the end of all processes
 
 
 def steps(run: Path) -> list[int]:
@@ -33,8 +36,10 @@ def test_a_signal_saves_and_asks_to_be_started_again(
     with running_ldm(log, "train", *settings.split(), *SMALL_UNET) as process:
         wait_until(lambda: bool(steps(run)), process, log)
         periodic = steps(run)[-1]
+        told = time.monotonic()
         os.kill(process.pid, number)
         ended = wait_for_end(process, log)
+    assert time.monotonic() - told < SECONDS_TO_SAVE
     assert ended.code == 75, ended.output
     assert "checkpoint saved; the same command goes on from there" in ended.output
     assert "Traceback" not in ended.output

@@ -12,9 +12,8 @@ from conf.enums import Precision
 from conf.errors import RunError
 from conf.training import EngineConfig, OptimizerConfig
 from tests.helpers.engines import forget_engine
-from training.dry import Tried, check_memory, check_tried, dry_batch
+from training.dry import Tried, check_tried, dry_batch
 from training.engine.build import build_engine
-from training.memory import Memory
 from training.random import Purpose, normal, noted_draws
 
 GOOD = Tried((0, 1), (b"a", b"b"), (2,))
@@ -42,14 +41,6 @@ def test_what_is_not_is_named(bad: Tried, line: str) -> None:
 
 def test_a_batch_that_may_be_skipped_is_left_to_the_step() -> None:
     check_tried([GOOD, Tried((2, 3), (b"c",), (2,), "the loss of x")], may_skip=True)
-
-
-def test_a_rank_with_hardly_any_memory_is_named() -> None:
-    check_memory([None, Memory(5, 100)], 0.05)
-    with pytest.raises(RunError, match="rank 2 will have"):
-        check_memory([None, Memory(5, 100), Memory(4, 100)], 0.05)
-    with pytest.raises(RunError, match="rank 0 will have"):
-        check_memory([Memory(-4, 100)], 0.0)
 
 
 def test_draws_are_noted_within_the_block_only() -> None:

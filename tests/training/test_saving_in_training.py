@@ -167,3 +167,12 @@ def test_the_best_by_validation_is_kept(tmp_path: Path) -> None:
     train_small(tmp_path / "latents", run, *settings, "train.samples=56", "validation.seed=1")
     assert checkpoint_of(run).validation not in (None, checkpoint.validation)
     assert sorted(x.name for x in run.glob("checkpoints/*")) == [min(commits), "00000007"]
+
+
+def test_the_first_after_every_so_many_samples_is_kept_for_good(
+    latents: Path, tmp_path: Path
+) -> None:
+    settings = ("train.samples=64", "checkpoint.keep_last=1", "checkpoint.keep_every_samples=20")
+    train_small(latents, tmp_path, *EVERY_STEP, *settings)
+    kept = [json.loads(x.read_text()) for x in tmp_path.glob("checkpoints/*/commit.json")]
+    assert sorted(one["samples_seen"] for one in kept) == [24, 40, 64]

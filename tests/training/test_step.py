@@ -1,9 +1,11 @@
+import math
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributions import Normal, kl_divergence
 
 from conf.diffusion import DiffusionConfig
 from conf.enums import Prediction, ScheduleKind, TimestepDraw, Weighting
@@ -16,6 +18,7 @@ from training.step import (
     drop_captions,
     final_latents,
     latent_losses,
+    noise_of,
     raw_latents,
     stratified,
 )
@@ -120,6 +123,48 @@ def test_the_loss_is_weighted_by_its_noise() -> None:
     assert torch.equal(plain.noisy, weighted.noisy)
     snr = build_schedule(DiffusionConfig()).log_snr[plain.times].exp()
     torch.testing.assert_close(after, before * snr.clamp(max=5.0) / snr, rtol=1e-4, atol=1e-6)
+
+
+class VaryingModel(NotingModel):
+    """Says how much of the larger variance it takes, too: 0.6."""
+
+    def forward(self, noisy: Tensor, timesteps: Tensor, text: Tensor, mask: Tensor) -> Tensor:
+        predicted = super().forward(noisy, timesteps, text, mask)
+        return torch.cat([predicted, torch.full_like(predicted, 2 * 0.6 - 1)], dim=1)
+
+
+def test_the_hybrid_loss_is_the_papers_sum() -> None:
+    """L_simple + lambda L_vlb, of which a term times T stands for all. Source: Nichol & Dhariwal
+    2021, Eq. 16, Eq. 15 for the variance; Ho et al. 2020, Eq. 5 to 7 for the terms.
+    """
+    places, plain, varying = list(range(64)), NotingModel(), VaryingModel()
+    simple = losses(places, dropout=0.0, model=plain)
+    hybrid = losses(places, dropout=0.0, model=varying, learned_variance=True)
+    times = plain.times
+    assert torch.equal(plain.noisy, varying.noisy) and torch.equal(times, varying.times)
+    assert times.min() > 0  # whose term is another
+    config = DiffusionConfig()
+    alphas = build_schedule(config).alphas.double()
+    squared, before = ((alphas[i] ** 2)[:, None, None, None] for i in (times, times - 1))
+    beta = 1 - squared / before
+    beta_tilde = (1 - before) / (1 - squared) * beta
+
+    def mean(epsilon: Tensor) -> Tensor:
+        x0 = (plain.noisy - (1 - squared).sqrt() * epsilon) / squared.sqrt()
+        of_x0 = before.sqrt() * beta / (1 - squared)
+        return of_x0 * x0 + (1 - beta).sqrt() * (1 - before) / (1 - squared) * plain.noisy
+
+    text = batch(places)
+    given = (torch.from_numpy(text.text), torch.from_numpy(text.text_mask))
+    predicted = MaskedMeanModel()(plain.noisy, times, *given)
+    noise = noise_of(config, 5, places, (CHANNELS, SIZE, SIZE))
+    variance = (0.6 * beta.log() + 0.4 * beta_tilde.log()).exp()
+    true = Normal(mean(noise.double()), beta_tilde.sqrt().expand(noise.shape))
+    own = Normal(mean(predicted.double()), variance.sqrt().expand(noise.shape))
+    bits = kl_divergence(true, own).flatten(1).mean(1) / math.log(2)
+    wanted = 0.001 * config.num_timesteps * bits
+    torch.testing.assert_close((hybrid - simple).double(), wanted, rtol=2e-3, atol=1e-5)
+    assert wanted.min() > 1e-3
 
 
 def test_offset_noise_moves_whole_channels_and_perturbation_every_place() -> None:

@@ -1,6 +1,8 @@
 """The validation loss is what a plain computation gives, and measuring it changes nothing."""
 
+import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,12 +30,15 @@ from tests.helpers.latents import (
     train_small,
     write_latents,
 )
+from training import validate
 from training.diffuse import build_unet
 from training.diffusion.schedule import build_schedule
+from training.engine.strategy import Engine
 from training.meaning import meaning_of
 from training.random import Purpose, generator
 from training.run import read_run
 from training.tracking.files import read_metrics
+from training.tracking.stall import Stall
 from training.validate import UNIT_OF_SEVERAL_SIZES, bin_means, bin_sums, pieces
 
 SIZES = (SQUARE, (48, 80))
@@ -191,3 +196,49 @@ def test_prompts_need_to_know_what_made_the_latents(folder: Path) -> None:
     with pytest.raises(UserError, match=r"validation\.prompts: needs the autoencoder"):
         train_small(folder / "latents", folder / "refused", "validation.prompts=[a]")
     assert not (folder / "refused").exists()
+
+
+def test_a_look_tells_that_it_gets_on(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So does a first step, which may compile for minutes, by a stack that moves."""
+    signs: list[Any] = []
+    sign: list[Callable[[], Any]] = []
+    losses, update = validate.held_out_losses, Engine.update
+
+    class Noted(Stall):
+        def __init__(self, seconds: float, beats: Callable[[], Any], tell: Any) -> None:
+            sign.append(beats)
+            super().__init__(seconds, beats, tell)
+
+    def noted(*given: Any) -> Any:
+        signs.append(sign[0]())
+        return losses(*given)
+
+    in_steps: list[tuple[Any, Any]] = []
+
+    def compiling(engine: Engine, *given: Any) -> Any:
+        before = sign[0]()
+        in_steps.append((before, sign[0]()))
+        return update(engine, *given)
+
+    monkeypatch.setattr(validate, "held_out_losses", noted)
+    monkeypatch.setattr("training.loop.Stall", Noted)
+    monkeypatch.setattr(Engine, "update", compiling)
+    settings = ("train.samples=16", f"validation.url={folder / 'held_out'}")
+    train_small(folder / "latents", tmp_path, *settings)
+    assert len(signs) == len(set(signs)) > 2
+    assert [one == other for one, other in in_steps] == [False, True]
+
+
+def test_a_loss_that_is_not_finite_is_none(folder: Path, tmp_path: Path) -> None:
+    """No best, then, and no word in a file that is no JSON."""
+    write_latents(tmp_path / "held_out", (8,), seed=1, buckets=SIZES, nan_in="0-003")
+    run = tmp_path / "run"
+    settings = ("train.samples=8", f"validation.url={tmp_path / 'held_out'}")
+    train_small(folder / "latents", run, *settings)
+    (commit,) = run.glob("checkpoints/*/commit.json")
+    texts = [commit.read_text(), *(run / "metrics.jsonl").read_text().splitlines()]
+    told = [json.loads(text, parse_constant=pytest.fail) for text in texts]
+    assert [one["val_loss"] for one in told if "val_loss" in one] == [None, None]
+    assert checkpoint_of(run).val_loss is None

@@ -20,7 +20,7 @@ from training.diffusion.schedule import Schedule
 from training.diffusion.variance import learned_log_variance, split_output
 
 NoiseOfStep = Callable[[int], Tensor]  # step, from 0 -> standard normal (B, ...)
-Progress = Callable[[int, int], None]  # called after each step with (steps done, steps in all)
+OnStep = Callable[[int, int], None]  # called after each step with (steps done, steps in all)
 
 
 class Jump(NamedTuple):
@@ -111,7 +111,7 @@ def ddim_sample(
     steps: int,
     eta: float,
     noise_of_step: NoiseOfStep,
-    progress: Progress | None = None,
+    on_step: OnStep | None = None,
 ) -> Tensor:
     """Sample with DDIM. What the denoiser says of variances, if it does, is not used.
 
@@ -124,7 +124,7 @@ def ddim_sample(
         steps: Denoiser evaluations, in [1, T].
         eta: 0 is deterministic, 1 has the noise of DDPM; in [0, 1].
         noise_of_step: Noise of each step but the last; not called where eta is 0.
-        progress: Called after each step.
+        on_step: Called after each step.
 
     Returns:
         x_0, like `noise`.
@@ -144,8 +144,8 @@ def ddim_sample(
         x = jump.alpha_s * x0 + jump.sigma_s * (1 - eta**2 * jump.fresh) ** 0.5 * epsilon
         if std > 0:
             x = x + std * noise_of_step(jump.step)
-        if progress:
-            progress(jump.step + 1, steps)
+        if on_step:
+            on_step(jump.step + 1, steps)
     return x
 
 
@@ -158,7 +158,7 @@ def ddpm_sample(
     prediction: Prediction,
     steps: int,
     noise_of_step: NoiseOfStep,
-    progress: Progress | None = None,
+    on_step: OnStep | None = None,
 ) -> Tensor:
     """Sample with DDPM: draw each x_s from the forward process's posterior given x_t and x_0.
 
@@ -173,7 +173,7 @@ def ddpm_sample(
         prediction: What the denoiser predicts.
         steps: Denoiser evaluations, in [1, T].
         noise_of_step: Noise of each step but the last.
-        progress: Called after each step.
+        on_step: Called after each step.
 
     Returns:
         x_0, like `noise`.
@@ -191,8 +191,8 @@ def ddpm_sample(
         x = jump.alpha_s * jump.fresh * x0 + from_noisy * x
         if jump.sigma_s > 0:
             x = x + _reverse_std(jump, raw) * noise_of_step(jump.step)
-        if progress:
-            progress(jump.step + 1, steps)
+        if on_step:
+            on_step(jump.step + 1, steps)
     return x
 
 
@@ -205,7 +205,7 @@ def sample(
     schedule: Schedule,
     prediction: Prediction,
     noise_of_step: NoiseOfStep,
-    progress: Progress | None = None,
+    on_step: OnStep | None = None,
 ) -> Tensor:
     """Sample as the configuration says: its sampler, its steps, its guidance.
 
@@ -218,7 +218,7 @@ def sample(
         schedule: The one that the denoiser was trained with, on any device.
         prediction: What the denoiser predicts.
         noise_of_step: Noise of each step that needs some.
-        progress: Called after each step.
+        on_step: Called after each step.
 
     Returns:
         x_0, like `noise`.
@@ -229,5 +229,5 @@ def sample(
     denoiser = guided(denoiser, empty_condition, config.guidance_scale)
     start = (denoiser, noise, condition, schedule, prediction, config.steps)
     if config.kind is SamplerKind.ddim:
-        return ddim_sample(*start, config.eta, noise_of_step, progress)
-    return ddpm_sample(*start, noise_of_step, progress)
+        return ddim_sample(*start, config.eta, noise_of_step, on_step)
+    return ddpm_sample(*start, noise_of_step, on_step)

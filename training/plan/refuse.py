@@ -17,7 +17,7 @@ def refuse(config: PlanTrainCommand, plan: TrainPlan, denoiser: Denoiser) -> Non
 
     Raises:
         UserError: The engine needs more memory than there is, `out` has no room for its
-            checkpoints, or `cluster.minutes` is over before one is written.
+            checkpoints, or `cluster.minutes` for a step and two of them.
     """
     if plan.chosen.total > plan.usable:
         raise UserError(
@@ -28,12 +28,12 @@ def refuse(config: PlanTrainCommand, plan: TrainPlan, denoiser: Denoiser) -> Non
         )
     there = plan.checkpoint_bytes * (plan.checkpoints + 1) + plan.snapshot_bytes
     require_room(config.out, there)
-    needed = (plan.step_seconds + plan.checkpoint_seconds) / 60
+    needed = (plan.step_seconds + 2 * plan.checkpoint_seconds) / 60
     if config.cluster.minutes is not None and config.cluster.minutes < needed:
         raise UserError(
             f"cluster.minutes={config.cluster.minutes:g}",
-            f"is over before a step ({plan.step_seconds:,.0f} s) and a checkpoint "
-            f"({plan.checkpoint_seconds:,.0f} s) are done",
+            f"is over before a step ({plan.step_seconds:,.0f} s) is done, with room for two "
+            f"checkpoints ({plan.checkpoint_seconds:,.0f} s each)",
             f"give {needed * 2:,.1f} or more",
         )
 

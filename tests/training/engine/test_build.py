@@ -87,6 +87,12 @@ def test_compiled_code_takes_the_same_step() -> None:
         torch.testing.assert_close(one, two, rtol=1e-6, atol=1e-7)
 
 
+def test_adamw_is_the_fused_one() -> None:
+    engine, _ = stepped(EngineConfig(precision=Precision.fp32), OptimizerConfig())
+    assert isinstance(engine.optimizer, torch.optim.AdamW)
+    assert [group["fused"] for group in engine.optimizer.param_groups] == [True]
+
+
 def test_8_bits_without_bitsandbytes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
     with pytest.raises(UserError, match=r"optimizer.kind=adamw_8bit.*pip install") as caught:
