@@ -1,5 +1,7 @@
 """A run that is stopped again and again before its first step ends; a scheduler starts no other."""
 
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +14,8 @@ from tests.helpers.latents import train_small, write_latents
 from training import in_vain
 from training.engine.checkpoint import Progress, first_progress
 from training.in_vain import STOPPED, bounded_stops
-from training.stop import Deadline
+from training.loop import Loop
+from training.stop import StopFlag
 
 
 def stop(out: Prefix, start: Progress, main: bool = True) -> type[BaseException]:
@@ -44,7 +47,12 @@ def test_a_training_that_never_has_time_for_a_step_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_latents(tmp_path / "latents")
-    monkeypatch.setattr(Deadline, "near", lambda *_: True)
+
+    def signalled(_: Loop, flag: StopFlag) -> bool:
+        os.kill(os.getpid(), signal.SIGUSR1)  # as a scheduler does, before the first step
+        return flag.requested
+
+    monkeypatch.setattr(Loop, "_told", signalled)
     monkeypatch.setattr(in_vain, "MOST", 1)
     with pytest.raises(RunError, match="stopped 1 times in a row at 0 samples"):
         train_small(tmp_path / "latents", tmp_path / "run")

@@ -11,7 +11,6 @@ from conf.groups import TrackingConfig
 from data.image import decode_image
 from data.storage import open_prefix
 from tests.helpers.wandb_file import read_history, read_run_ids
-from training import track as tracking
 from training.track import Tracker
 from training.tracking.files import METRICS, read_metrics
 from training.tracking.wandb_run import start_wandb, wandb_image
@@ -105,7 +104,7 @@ def test_a_picture_lies_with_the_run_and_in_wandb(
 def test_a_write_that_fails_is_told_once_and_made_up_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(tracking, "SECONDS_BETWEEN_WRITES", 0.0)
+    monkeypatch.setattr("training.tracking.files.SECONDS_BETWEEN_WRITES", 0.0)
     in_the_way = tmp_path / METRICS
     tracker = Tracker(open_prefix(str(tmp_path), "out"), OFF, {}, 0, main=True)
     in_the_way.mkdir()

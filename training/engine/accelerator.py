@@ -21,6 +21,7 @@ ZERO_STAGES = {EngineKind.zero1: 1, EngineKind.zero2: 2, EngineKind.zero3: 3}
 # After which libraries end a rank that waits for others. NCCL's own is ten minutes, which would
 # come before `guards.hang_seconds`, and says nothing of who is at fault.
 LONGEST_COLLECTIVE = timedelta(minutes=30)
+LINEAR = torch.nn.functional.linear
 LARGEST_BUCKET = 500_000_000  # elements; DeepSpeed's own default
 
 
@@ -73,7 +74,12 @@ def build_accelerator(
 
 
 def leave_process_group(zero_stage: int) -> None:
-    """Destroy the process group, and the references to it that DeepSpeed keeps."""
+    """Destroy the process group, and what DeepSpeed keeps beyond its own end.
+
+    That is references to the group, and ZeRO-3's form of a linear layer in the place of torch's,
+    whose gradients have other last bits, for all that the process does from then on.
+    """
+    torch.nn.functional.linear = LINEAR
     if zero_stage:
         from deepspeed.comm import destroy_process_group
     else:
