@@ -27,6 +27,7 @@ LONGEST_LABEL = 63  # of a name in DNS
 # Neither sbatch nor a shell, nor the splitting of lists and pairs, takes any of these as special.
 PLAIN = re.compile(r"[A-Za-z0-9_.,:/@%+=&|()\[\]*-]+")
 SLURM_EARLY = 60  # seconds by which its signal may come too early, says sbatch's manual
+ACCOUNTING = "--wckey="  # Slurm's name for a label that a job is accounted under
 LEAST_LIFE = 60  # seconds before it: to start, and to make some steps
 PLAIN_SETTINGS = (
     *("memory", "interface", "partition", "account", "constraint", "time", "container"),
@@ -65,7 +66,7 @@ def check_cluster(config: Any, cluster: ClusterConfig, spread: bool) -> None:
         for flag in cluster.flags:
             if not flag.startswith("--"):
                 raise UserError(f"cluster.flags={flag}", "is no flag", "write it as --NAME=VALUE")
-            if holds_secret(flag):
+            if holds_secret(flag) and not flag.startswith(ACCOUNTING):
                 name = f"cluster.flags={flag.partition('=')[0]}=..."
                 wrong = "looks like a secret, which would be readable in the job"
                 raise UserError(name, wrong, "export it before you submit")
@@ -109,7 +110,7 @@ def _time(cluster: SlurmCluster) -> None:
     """Refuse a job that would be told to stop, and queued again, before it has done anything."""
     seconds = slurm_seconds(cluster.time) if cluster.time else None
     least = cluster.stop_seconds + SLURM_EARLY + LEAST_LIFE
-    if seconds is not None and seconds < least:
+    if seconds and seconds < least:  # 0 is Slurm's word for no limit
         raise UserError(
             f"cluster.time={cluster.time}",
             f"leaves no time to train: {cluster.stop_seconds} s before its end, or up to a minute "

@@ -255,7 +255,7 @@ class Loop:
 
         def go_on() -> bool:
             self.heart.again()
-            return not self._told(stop)
+            return done or not self._told(stop)  # nobody would take the last look again
 
         averages = [*whole(self.engine, self.averages.own)]
         found: list[Seen] = []

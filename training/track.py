@@ -90,6 +90,11 @@ class Tracker:
             # For an answer at the start, if that is still to come, and one at the end.
             self._sinks.append((wandb, 2 * config.wandb_seconds + SECONDS_FOR_FILES))
 
+    def require(self, may_write: Callable[[], None]) -> None:
+        """Have the run's files written only while this raises nothing."""
+        if self._main:
+            self._files.require = may_write
+
     def log(self, samples_seen: int, values: Mapping[str, float]) -> None:
         """Record the values at a place of the run."""
         if not self._main:

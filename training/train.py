@@ -54,6 +54,7 @@ def train(config: TrainingConfigs, task: Task) -> None:
     heart = Heartbeat(world, config.guards.hang_seconds)
     with contextlib.ExitStack() as closing, heart:  # before ranks meet: one may never come
         lease = closing.enter_context(Lease(out, heart.again)) if world.main else None
+        closing.enter_context(bounded_stops(out, world.main))
         checkpoint = latest_checkpoint(out, on_piece=heart.again)
         start = checkpoint.progress if checkpoint else first_progress(config.engine.precision)
         if start.samples_seen >= config.train.samples:
@@ -67,7 +68,6 @@ def train(config: TrainingConfigs, task: Task) -> None:
         if config.engine.recompute:
             recompute_blocks(task.model)
         heart.begin(start.updates)
-        closing.enter_context(bounded_stops(out, start, world.main))
         steps = config.batch_size // (micro * world.size)
         engine = build_engine(config.engine, config.optimizer, task.model, micro, steps)
         closing.callback(engine.close)
@@ -77,7 +77,7 @@ def train(config: TrainingConfigs, task: Task) -> None:
         if world.main:
             _say_start(config, task, engine, sum(sizes), checkpoint, peak)
         heart.again()  # each part of a start may take the whole limit
-        tracker = _tracker(config, task, out, checkpoint, world.main)
+        tracker = _tracker(config, task, out, checkpoint, lease)
         closing.callback(tracker.close)
         closing.push(lambda _, error, __: _call(tracker, task.command, error))
         heart.again()
@@ -130,18 +130,28 @@ def _say_start(
 
 
 def _tracker(
-    config: TrainingConfigs, task: Task, out: Prefix, checkpoint: Checkpoint | None, main: bool
+    config: TrainingConfigs,
+    task: Task,
+    out: Prefix,
+    checkpoint: Checkpoint | None,
+    lease: Lease | None,
 ) -> Tracker:
-    """The record, going on where the checkpoint was; what the run came from is kept with it."""
+    """The record, going on where the checkpoint was; what the run came from is kept with it.
+
+    It is written by the rank that has the lease, for as long as it has it.
+    """
     seen = checkpoint.progress.samples_seen if checkpoint else 0
     lineage: dict[str, Any] = {}
-    if main:
+    if lease:
         code = code_state()
         lineage = lineage_of(task.data, code)
         keep_lineage(out, lineage, code, seen)
     known = checkpoint.tracker if checkpoint else None
     settings = config_dict(config)
-    return Tracker(out, config.tracking, settings, seen, main, known, lineage)
+    tracker = Tracker(out, config.tracking, settings, seen, lease is not None, known, lineage)
+    if lease:
+        tracker.require(lease.require)
+    return tracker
 
 
 def _call(tracker: Tracker, command: str, error: BaseException | None) -> None:

@@ -135,8 +135,11 @@ class Worker:
             RunError: The database was waited for in vain.
         """
         with stop_flag(lambda: None) as stop:
+            ending = False
             while True:
-                ending = stop.requested or self.table.silent() > SECONDS_WITHOUT_DATABASE
+                # For good: trials that were told to stop are not called back.
+                ending = ending or stop.requested
+                ending = ending or self.table.silent() > SECONDS_WITHOUT_DATABASE
                 if not ending:
                     with contextlib.suppress(DatabaseAway):
                         self._fill()

@@ -33,9 +33,11 @@ WATCHED = (
 )
 KINDS = ("ddp", "zero2", "zero3")
 
+Cases = Sequence[tuple[Path, Sequence[str]]]
 
-def left_in_turn(latents: Path, runs: Sequence[tuple[Path, Sequence[str]]]) -> list[str]:
-    """For `run_ranks`: as `train_in_turn`, but rank 1 is told to stop by what looks first."""
+
+def left_in_turn(latents: Path, runs: Cases, last: Cases) -> list[str]:
+    """As `train_in_turn`, but rank 1 is told to stop by what looks first: `last` as they end."""
 
     def told(work: Callable[..., Any]) -> Callable[..., Any]:
         def call(*given: Any) -> Any:
@@ -54,17 +56,14 @@ def left_in_turn(latents: Path, runs: Sequence[tuple[Path, Sequence[str]]]) -> l
             with pytest.raises(Preempted) as caught:
                 train_in_turn(latents, [run])
             said.append(str(caught.value))
+        train_in_turn(latents, last)
     return said
 
 
-def train_and_leave(
-    latents: Path,
-    cases: Sequence[tuple[Path, Sequence[str]]],
-    left: Sequence[tuple[Path, Sequence[str]]],
-) -> list[str]:
+def train_and_leave(latents: Path, cases: Cases, left: Cases, last: Cases) -> list[str]:
     """For `run_ranks`: some runs to their ends, and some that leave what they look at."""
     train_in_turn(latents, cases)
-    return left_in_turn(latents, left)
+    return left_in_turn(latents, left, last)
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +87,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (root / "left_validation", (*watched, "engine=zero2", "micro_batch_size=2")),
         (root / "left_grid", (*TRAINING, *WATCHED, *only_grids)),
     ]
-    said = run_ranks(train_and_leave, 2, root / "latents", cases, left)
+    last = [(root / "told_last", (*watched, "engine=zero2", "validation.every_samples=16"))]
+    said = run_ranks(train_and_leave, 2, root / "latents", cases, left, last)
     stopped = [line.startswith("stopped after 8 samples") for rank in said for line in rank]
     assert stopped == [True] * 4
     encoders = ("autoencoder=trained", f"autoencoder.url={autoencoder}", "text_encoder=minilm")
@@ -96,6 +96,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cases = [(root / "single", watched), (root / "images_run", (*watched, *encoders, *on_images))]
     run_ranks(train_in_turn, 1, root / "latents", cases)
     return root
+
+
+def test_the_last_look_is_taken_though_a_rank_is_told_to_stop(runs: Path) -> None:
+    """The run is over then, and nobody would take it again."""
+    (line,) = validations(runs / "told_last")
+    assert line["samples_seen"] == 16
 
 
 def validations(run: Path) -> list[dict[str, Any]]:

@@ -55,7 +55,10 @@ class Holder:
         boot_and_space = process_mark(os.getpid()).split()[:2]
         if not self.mark or self.mark.split()[:2] != boot_and_space:
             return None
-        return self.process == os.getpid() or process_mark(self.process) != self.mark
+        mark = process_mark(self.process)
+        if not mark and _is_hidden(self.process):
+            return None
+        return self.process == os.getpid() or mark != self.mark
 
 
 class Lease:
@@ -91,8 +94,15 @@ class Lease:
     def __exit__(self, *error: object) -> None:
         self._stop.set()
         self._thread.join(timeout=KEPT_EVERY)
-        if not self._thread.is_alive() and self._lost is None and self._is_own(_read(self._out)):
-            self._out.remove(LEASE)
+        if self._thread.is_alive() or self._lost is not None:
+            return
+        try:
+            with wanted_until(self._stop):  # which is set: no store is waited for
+                held = _read(self._out)
+            if self._is_own(held):
+                self._out.remove(LEASE)
+        except Exception as thrown:  # how the run ended counts; a lease that is left costs a minute
+            say(f"{self._out.url}: {LEASE} could not be given back ({thrown})")
 
     @property
     def lost(self) -> str | None:
@@ -151,6 +161,17 @@ class Lease:
                         return
                     if not self._stop.is_set():
                         say(f"{self._out.url}: {LEASE} could not be kept ({error}); trying again")
+
+
+def _is_hidden(process: int) -> bool:
+    """Whether it is there, another user's, where /proc shows only one's own."""
+    try:
+        os.kill(process, 0)
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _dump(holder: Holder) -> bytes:

@@ -34,6 +34,7 @@ from training.engine.strategy import Engine
 
 LATEST = "latest"
 POLL_SECONDS = 0.05, 1.0  # between two looks for other ranks' records: at first, and at most
+SUSPENDED = 2.0  # between two of its looks at a save, at the least, of a rank that was
 GRACE_SECONDS = 10.0  # that a run which has failed still gives the ranks to end what they write
 
 Files = dict[str, dict[str, Any]]
@@ -187,7 +188,8 @@ class Saver:
         if self._thread is None:  # so it is on all ranks
             return
         began = time.perf_counter()
-        before, moved_at = None, time.monotonic()
+        before = None
+        moved_at = looked_at = time.monotonic()
         while True:
             done = not self._thread.is_alive()  # first, for errors come before the end
             told = self._engine.gather((done, self._error and _told(self._error), self._at()))
@@ -198,7 +200,11 @@ class Saver:
                 break
             if (places := [place for _, _, place in told]) != before:
                 before, moved_at = places, time.monotonic()
-            self._watch(time.monotonic() - moved_at, told)
+            # A rank was suspended meanwhile, and what writes was so with it: nobody is at fault.
+            if time.monotonic() - looked_at > max(SUSPENDED, self.hang_seconds / 4):
+                moved_at = time.monotonic()
+            looked_at = time.monotonic()
+            self._watch(looked_at - moved_at, told)
             self.on_wait()
             self._thread.join(POLL_SECONDS[0])
         self._thread = None

@@ -65,6 +65,7 @@ class RunFiles:
 
     Attributes:
         lines: All lines of the run.
+        require: Called before each write; its error, if this may no longer write, is the write's.
     """
 
     def __init__(self, out: Prefix, samples_seen: int) -> None:
@@ -76,6 +77,7 @@ class RunFiles:
         self._bytes = len(content)  # of the lines that are written
         self._pictures: dict[str, NDArray[np.uint8]] = {}
         self._lock = threading.Lock()
+        self.require: Callable[[], None] = lambda: None
 
     @property
     def pause(self) -> float:
@@ -98,6 +100,7 @@ class RunFiles:
 
         def write() -> None:
             with self._lock:
+                self.require()
                 for name, picture in pictures.items():
                     if self._pictures.get(name) is picture:
                         self._out.write(name, encode_png(picture))

@@ -216,12 +216,14 @@ class WandbSink:
 
     def show(self, seen: int, name: str, picture: NDArray[np.uint8]) -> None:
         """An image."""
+        self._send(seen)  # W&B takes no step before the last one
         self._log(seen, {name: wandb_image(picture, f"after {seen:,} samples")})
 
     def spread(self, seen: int, histograms: Mapping[str, Histogram]) -> None:
         """Histograms."""
         import wandb
 
+        self._send(seen)
         pairs = {name: (list(one.counts), list(one.edges)) for name, one in histograms.items()}
         self._log(seen, {k: wandb.Histogram(np_histogram=pair) for k, pair in pairs.items()})
 

@@ -138,6 +138,7 @@ def test_an_image_that_may_become_another_one_is_told_of(
     "words",
     [
         [*TRAIN, "cluster=slurm", "cluster.time=7"],
+        [*TRAIN, "cluster=slurm", "cluster.time=0", "cluster.flags=['--wckey=a']"],
         [*TRAIN, *KUBERNETES, "data.url=/disk/latents"],
         [*CACHE, *KUBERNETES, "text_encoder=minilm"],
         [*CACHE, *KUBERNETES],

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from conf.enums import TrackingKind
 from conf.errors import RunError
+from conf.groups import TrackingConfig
 from data.process import process_mark
 from data.storage import Prefix, open_prefix
 from tests.helpers.engines import save_now
@@ -22,6 +24,8 @@ from training.engine.pieces import EMA, pieces_of
 from training.engine.retention import Keep
 from training.engine.saving import Saver
 from training.engine.strategy import Engine
+from training.track import Tracker
+from training.tracking.files import METRICS
 
 ELSEWHERE = Holder("token", "node7", 12, "boot-of-node7 pid:[1] 12 34")
 
@@ -170,3 +174,21 @@ def test_a_takeover_is_seen_before_a_checkpoint_is_written_and_before_it_is_comm
         assert out.files() == before
     assert require_checkpoint(out).progress.updates == 2
     assert out.read(LEASE) == taken
+
+
+def test_a_process_that_lost_its_lease_leaves_the_metrics_alone(tmp_path: Path) -> None:
+    out = open_prefix(str(tmp_path), "out")
+    theirs = json.dumps(asdict(ELSEWHERE)).encode()
+    with Lease(out, nothing) as own:
+        tracker = Tracker(out, TrackingConfig(kind=TrackingKind.off), {}, 0, main=True)
+        tracker.require(own.require)
+        tracker.log(8, {"loss": 1.0})
+        tracker.writer()()
+        assert b"8" in out.read(METRICS)
+        out.write(LEASE, theirs)
+        out.write(METRICS, b"")
+        tracker.log(16, {"loss": 1.0})
+        with pytest.raises(RunError, match="process 12 of node7 has taken over"):
+            tracker.close()
+    assert out.read(METRICS) == b""
+    assert out.read(LEASE) == theirs
