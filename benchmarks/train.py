@@ -67,7 +67,7 @@ def engines(folder: Path, repeats: int) -> str:
 
     What an engine exchanges and copies does not depend on the batch.
     """
-    return "\n\n".join(_engines(folder, repeats, *batch) for batch in ENGINE_BATCHES)
+    return "\n".join(_engines(folder, repeats, *batch) for batch in ENGINE_BATCHES)
 
 
 def _engines(folder: Path, repeats: int, batch: int, steps: int) -> str:
