@@ -49,10 +49,9 @@ def process_mark(process: int) -> str:
         space = Path("/proc/self/ns/pid").readlink()
     except OSError:
         return ""
-    state, *fields = status.rpartition(")")[2].split()  # the name before it may hold blanks
+    state, began = _state_and_start(status)
     if state in "ZX":  # nobody has asked yet how it ended
         return ""
-    began = fields[18]  # field 22 of all
     return f"{boot} {space} {process} {began}"
 
 
@@ -62,8 +61,14 @@ def process_age() -> float:
         status = Path("/proc/self/stat").read_text()
     except OSError:
         return time.monotonic() - _IMPORTED
-    ticks = int(status.rpartition(")")[2].split()[19])  # field 22, since the machine's boot
-    return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    _, began = _state_and_start(status)
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - began / os.sysconf("SC_CLK_TCK")
+
+
+def _state_and_start(status: str) -> tuple[str, int]:
+    """What /proc/PID/stat says: a letter, and when it began, in ticks since the machine's boot."""
+    fields = status.rpartition(")")[2].split()  # the name before it may hold blanks
+    return fields[0], int(fields[19])  # fields 3 and 22 of all
 
 
 def usable_cores() -> int:

@@ -14,7 +14,6 @@ from launch.jobs.node import Node
 # `-P`: the working folder may hold a data.py, which Python would take for our package.
 LDM = ("-P", "-m", "launch.cli")
 PARENT = "LDM_PARENT_PID"
-PREEMPTED_EXIT_CODE = Preempted.exit_code
 # Those that a rank answers with a checkpoint; any other ends launcher and ranks at once.
 PASSED_ON = "SIGTERM,SIGINT,SIGUSR1"
 SECONDS_TO_SAVE = 900
@@ -46,34 +45,23 @@ def run_ranks(
         UserError: The port is taken.
         RunError: The job's machines do not meet.
     """
-    import logging
     import tempfile
 
     from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+    from torch.distributed.launcher.api import elastic_launch
 
     if node is None:
         _check_port(cluster.port)
     elif not meet:
         os.environ |= {MACHINE: str(node.rank), MACHINES: str(node.count)}
-    # A rank's failure is reported by the rank; the launcher's own report would only repeat it.
-    for name in list(logging.root.manager.loggerDict):
-        if name.startswith("torch.distributed.elastic"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)
+    _quiet_launcher()
     os.environ[PARENT] = str(os.getpid())
     threads = max(1, usable_cores() // cluster.processes)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-    config = LaunchConfig(
-        nproc_per_node=cluster.processes,
-        **_meeting(cluster.port if node is None else 0, node if meet else None),
-        run_id="ldm",
-        max_restarts=0,
-        monitor_interval=0.1,
-        signals_to_handle=PASSED_ON,
-        shutdown_timeout=SECONDS_TO_SAVE,
-    )
+    meeting = _meeting(cluster.port if node is None else 0, node if meet else None)
+    config = _launch_config(cluster.processes, meeting)
     with tempfile.TemporaryDirectory() as errors:
         os.environ[RANK_ERRORS] = errors
         try:
@@ -86,20 +74,29 @@ def run_ranks(
         except DistError as error:
             if node is None:
                 raise
-            why = str(error).partition("\n")[0].strip()
-            raise RunError(
-                f"this machine, number {node.rank} of {node.count}, does not meet the others at "
-                f"{node.address}:{node.port} ({why}); look at the first one's log, and at "
-                "cluster.port, cluster.interface and (slurm) cluster.address"
-            ) from None
+            raise _not_met(node, error) from None
         except SignalException:  # passed on to the ranks, which saved and went, or could not
             said = causes(rank_errors())
-            return said[0].code if said else PREEMPTED_EXIT_CODE
+            return said[0].code if said else Preempted.exit_code
         finally:
             for line in dict.fromkeys(error.line for error in causes(rank_errors())):
                 print(f"ldm: {line}", file=sys.stderr, flush=True)
             del os.environ[RANK_ERRORS]
     return 0
+
+
+def _launch_config(processes: int, meeting: dict[str, Any]) -> Any:
+    from torch.distributed.launcher.api import LaunchConfig
+
+    return LaunchConfig(
+        nproc_per_node=processes,
+        **meeting,
+        run_id="ldm",
+        max_restarts=0,
+        monitor_interval=0.1,
+        signals_to_handle=PASSED_ON,
+        shutdown_timeout=SECONDS_TO_SAVE,
+    )
 
 
 def _meeting(port: int, node: Node | None) -> dict[str, Any]:
@@ -117,9 +114,28 @@ def _meeting(port: int, node: Node | None) -> dict[str, Any]:
     }
 
 
+def _not_met(node: Node, error: Exception) -> RunError:
+    """What to say where the machines of a job do not meet."""
+    why = str(error).partition("\n")[0].strip()
+    return RunError(
+        f"this machine, number {node.rank} of {node.count}, does not meet the others at "
+        f"{node.address}:{node.port} ({why}); look at the first one's log, and at "
+        "cluster.port, cluster.interface and (slurm) cluster.address"
+    )
+
+
+def _quiet_launcher() -> None:
+    """A rank's failure is reported by the rank; the launcher's own report would only repeat it."""
+    import logging
+
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith("torch.distributed.elastic"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
 def causes(errors: list[RankError]) -> list[RankError]:
     """Those that say why a job ended: not ranks that were stopped because another had failed."""
-    failed = [error for error in errors if error.code != PREEMPTED_EXIT_CODE]
+    failed = [error for error in errors if error.code != Preempted.exit_code]
     return failed or errors
 
 

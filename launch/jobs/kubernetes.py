@@ -5,9 +5,8 @@ from typing import Any
 import yaml
 
 from conf.clusters import JOBSET_PART, KubernetesCluster
-from conf.errors import UserError
+from conf.errors import Preempted, UserError
 from launch.jobs.pod import pod
-from launch.local import PREEMPTED_EXIT_CODE
 
 LABEL = "app.kubernetes.io/name"
 JOBSETS = "jobset.x-k8s.io"
@@ -124,7 +123,7 @@ def _indexed(
                 },
                 {
                     "action": "Ignore",  # saved; started again, and no failure
-                    "onExitCodes": {**exits, "values": [PREEMPTED_EXIT_CODE]},
+                    "onExitCodes": {**exits, "values": [Preempted.exit_code]},
                 },
                 *rules,
             ]

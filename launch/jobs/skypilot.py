@@ -6,8 +6,8 @@ from typing import Any
 import yaml
 
 from conf.clusters import SkyPilotCluster, cluster_gpus, sky_memory
+from conf.errors import Preempted
 from launch.jobs.node import variables
-from launch.local import PREEMPTED_EXIT_CODE
 
 
 def skypilot_task(name: str, arguments: list[str], code: str, cluster: SkyPilotCluster) -> str:
@@ -41,7 +41,7 @@ def _resources(cluster: SkyPilotCluster) -> dict[str, Any]:
         "image_id": f"docker:{cluster.image}",
         "job_recovery": {
             "max_restarts_on_errors": cluster.retries,
-            "recover_on_exit_codes": [PREEMPTED_EXIT_CODE],  # saved; no error
+            "recover_on_exit_codes": [Preempted.exit_code],  # saved; no error
         },
     }
     return {name: value for name, value in values.items() if value is not None}

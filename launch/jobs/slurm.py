@@ -9,8 +9,9 @@ import shlex
 import sys
 
 from conf.clusters import SlurmCluster, cluster_gpus
+from conf.errors import Preempted
 from launch.jobs.node import ADDRESS, variables
-from launch.local import LDM, PREEMPTED_EXIT_CODE
+from launch.local import LDM
 
 # Longer than a launcher waits for its ranks to save: Slurm then ends machines that others wait for.
 SECONDS_AFTER_FIRST = 960
@@ -26,7 +27,7 @@ step=$!
 while wait "$step"; kill -0 "$step" 2>/dev/null; do :; done
 wait "$step"
 code=$?
-if [ "$code" = {PREEMPTED_EXIT_CODE} ] || {{ [ "$told" = USR1 ] && [ "$code" -gt 128 ]; }}; then
+if [ "$code" = {Preempted.exit_code} ] || {{ [ "$told" = USR1 ] && [ "$code" -gt 128 ]; }}; then
   [ "$told" = TERM ] || scontrol requeue "$me"
 fi
 exit "$code"

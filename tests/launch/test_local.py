@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from conf.clusters import SlurmCluster
-from conf.errors import RunError
+from conf.errors import Preempted, RunError
 from data.last_words import RankError
 from launch import local
 from launch.jobs.node import Node
-from launch.local import LDM, PREEMPTED_EXIT_CODE, causes, run_ranks
+from launch.local import LDM, causes, run_ranks
 from tests.helpers.datasets import tiny_images
 from tests.helpers.processes import free_ports
 
@@ -24,7 +24,7 @@ from launch.local import run_ranks
 assert run_ranks(["--version"], LocalCluster()) == 0
 print(os.environ["OMP_NUM_THREADS"])
 """
-STOPPED = RankError("told to stop", PREEMPTED_EXIT_CODE)
+STOPPED = RankError("told to stop", Preempted.exit_code)
 WRONG = RankError("data.url: is wrong", 2)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from conf.enums import TrackingKind
-from conf.errors import RunError
+from conf.errors import Preempted, RunError
 from conf.groups import TrackingConfig
 from data.process import process_mark
 from data.storage import Prefix, open_prefix
@@ -192,3 +192,14 @@ def test_a_process_that_lost_its_lease_leaves_the_metrics_alone(tmp_path: Path) 
             tracker.close()
     assert out.read(METRICS) == b""
     assert out.read(LEASE) == theirs
+
+
+def test_a_lease_that_cannot_be_given_back_does_not_change_how_a_run_ended(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = open_prefix(str(tmp_path / "run"), "out")
+    with pytest.raises(Preempted, match="saved"), Lease(out, nothing):
+        (tmp_path / "run" / LEASE).unlink()
+        (tmp_path / "run" / LEASE).mkdir()  # neither can be read
+        raise Preempted("saved")
+    assert f"{LEASE} could not be given back" in capsys.readouterr().out

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import wandb
 
@@ -22,7 +23,7 @@ from tests.helpers.wandb_file import read_history, read_records, read_run_ids
 from training.track import Tracker
 from training.tracking.behind import ROOM
 from training.tracking.files import METRICS, read_metrics
-from training.tracking.sink import Saved
+from training.tracking.sink import Histogram, Saved
 from training.tracking.wandb_run import WandbSink, wandb_key
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
@@ -197,6 +198,18 @@ def test_online_the_server_gets_what_it_lacks(
     assert run.logged == sent
     sink.reads({"kind": "latents", "fingerprint": "12" * 32, "url": "s3://b/latents"})
     assert run.used == ["latents-121212121212"]
+
+
+def test_a_picture_does_not_overtake_the_lines_before_it() -> None:
+    """W&B leaves out a step that comes after a later one."""
+    run = FakeRun()
+    lines = [{"samples_seen": 10, "loss": 1.0}]
+    sink = WandbSink(run, None, lines, 0)
+    lines += [{"samples_seen": place, "loss": 1.0} for place in (20, 30)]  # no queue had room
+    sink.show(20, "samples", np.zeros((2, 2, 3), np.uint8))
+    assert run.logged == [10, 20, 20]
+    sink.spread(30, {"weights": Histogram((1, 2), (0.0, 0.5, 1.0))})
+    assert run.logged == [10, 20, 20, 30, 30]
 
 
 def test_without_a_key_there_is_one_clear_line() -> None:
